@@ -1,0 +1,210 @@
+//! The configuration: a YAML file, read as it is written ([`file`]), then checked as a whole into
+//! a [`Config`] that cannot be wrong ([`check`]).
+
+mod check;
+mod file;
+mod units;
+
+use std::{fmt, fs, io::Read, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use secrecy::SecretSlice;
+
+pub use self::units::{Bind, HostPort};
+use crate::topology::Role;
+
+/// The file that `rolegate` reads when none is named.
+pub const DEFAULT_FILE: &str = "proxy.yaml";
+
+/// No configuration or password file may be larger, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// In the order of the file; at least one.
+    pub listeners: Vec<Listener>,
+    /// In the order of the file; at least one.
+    pub pools: Vec<Pool>,
+    /// Where metrics, health and status are served; nowhere if absent.
+    pub admin: Option<Bind>,
+    /// How to log.
+    pub log: Log,
+    /// How long sessions may go on after a stop was asked for.
+    pub shutdown_timeout: Duration,
+}
+
+/// One name under `listeners`.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Where it accepts; at least one.
+    pub binds: Vec<Bind>,
+    /// The name of its pool, which exists.
+    pub pool: Arc<str>,
+    /// The role its clients get.
+    pub role: Role,
+}
+
+/// One name under `pools`.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Its name.
+    pub name: Arc<str>,
+    /// In the order of the file; at least one.
+    pub backends: Vec<Backend>,
+    /// How checks log in.
+    pub auth: Option<Auth>,
+    /// How checks are made.
+    pub check: Check,
+    /// How long a session may wait for its backend's connection.
+    pub connect_timeout: Duration,
+}
+
+/// One Redis address of a pool.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Its name in logs and metrics.
+    pub name: Arc<str>,
+    /// Where it is.
+    pub address: HostPort,
+}
+
+/// What a check logs in with. Its Debug output shows no password.
+#[derive(Clone, Debug)]
+pub struct Auth {
+    /// The ACL user; without one, `AUTH password` means the user `default`.
+    pub username: Option<String>,
+    /// Any bytes, at least one.
+    pub password: SecretSlice<u8>,
+}
+
+/// How a pool's backends are checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Check {
+    /// From the start of one check to the start of the next.
+    pub interval: Duration,
+    /// For a whole check: connect, log in, PING and INFO.
+    pub timeout: Duration,
+    /// So many silent timeouts in a row make a backend down.
+    pub fall: u32,
+}
+
+/// How to log.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    /// As text or JSON.
+    pub format: LogFormat,
+    /// Nothing less severe than this is written.
+    pub level: tracing::Level,
+}
+
+/// The shape of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
+        match read_limited(file) {
+            Ok(bytes) => match String::from_utf8(bytes) {
+                Ok(text) => Self::parse(file, &text),
+                Err(error) => Err(ConfigErrors::at_start(
+                    file,
+                    format!(
+                        "the file is not UTF-8 text: found byte {} that is none; allowed is YAML in UTF-8",
+                        error.utf8_error().valid_up_to()
+                    ),
+                )),
+            },
+            Err(error) => Err(ConfigErrors::at_start(
+                file,
+                format!(
+                    "cannot read the file: {error}; name a readable YAML file with -f FILE (default ./{DEFAULT_FILE})"
+                ),
+            )),
+        }
+    }
+
+    /// Checks a text that was read from `file`, which errors name.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigErrors> {
+        let root = file::read(text).map_err(|error| ConfigErrors {
+            file: file.display().to_string(),
+            errors: vec![error],
+        })?;
+        check::check(&root).map_err(|faults| ConfigErrors {
+            file: file.display().to_string(),
+            errors: file::locate(text, faults),
+        })
+    }
+
+    /// Every socket address that the process will listen on.
+    pub fn binds(&self) -> impl Iterator<Item = SocketAddr> {
+        let listeners = self.listeners.iter().flat_map(|listener| &listener.binds);
+        listeners.chain(&self.admin).map(|bind| bind.address())
+    }
+}
+
+fn read_limited(file: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(file)?
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(std::io::Error::other(format!(
+            "larger than {MAX_FILE} bytes"
+        )));
+    }
+    Ok(bytes)
+}
+
+/// Everything that is wrong with a file, in its order.
+#[derive(Debug)]
+pub struct ConfigErrors {
+    file: String,
+    errors: Vec<ConfigError>,
+}
+
+/// One error: what is wrong, what was found, what is allowed. Lines and columns count from 1.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ConfigError {
+    pub(crate) line: usize,
+    pub(crate) column: usize,
+    pub(crate) message: String,
+}
+
+impl ConfigErrors {
+    fn at_start(file: &Path, message: String) -> Self {
+        Self {
+            file: file.display().to_string(),
+            errors: vec![ConfigError {
+                line: 1,
+                column: 1,
+                message,
+            }],
+        }
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, error) in self.errors.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            write!(
+                f,
+                "{}:{}:{}: {}",
+                self.file, error.line, error.column, error.message
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}

@@ -1,0 +1,225 @@
+//! Durations and addresses, as people write them.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+/// Parses a whole number with one of the units ms, s, m or h.
+pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.checked_mul(millis).map(Duration::from_millis)
+}
+
+/// A host name or IP address, and a port other than 0.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// 1 to 65535.
+    pub port: u16,
+}
+
+impl HostPort {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (host, port) = split(text)?;
+        let port = port.parse().ok().filter(|&port| port != 0)?;
+        let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        let is_name = !host.is_empty() && host.len() <= 253 && host.chars().all(named);
+        // All digits and dots, yet no address: a slip, not a name.
+        let is_slip = host.chars().all(|c| c.is_ascii_digit() || c == '.');
+        let is_ip = host.parse::<IpAddr>().is_ok();
+        (is_ip || is_name && !is_slip).then(|| Self {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bind {
+    /// Every IPv4 and, where the system has it, every IPv6 address, with this port.
+    All(u16),
+    /// This address. `[::]` takes IPv4 clients too.
+    One(SocketAddr),
+}
+
+impl Bind {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (host, port) = split(text)?;
+        let port = port.parse().ok()?;
+        match host {
+            "" | "*" => Some(Self::All(port)),
+            _ => Some(Self::One(SocketAddr::new(host.parse().ok()?, port))),
+        }
+    }
+
+    /// The socket address to bind; for [`Bind::All`] the IPv6 one.
+    pub fn address(&self) -> SocketAddr {
+        match *self {
+            Self::All(port) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
+            Self::One(address) => address,
+        }
+    }
+
+    /// Whether both cannot be bound at once. Port 0 is never the same port twice.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        let (a, b) = (self.address(), other.address());
+        let covers = |wide: IpAddr, narrow: IpAddr| {
+            wide == Ipv6Addr::UNSPECIFIED
+                || wide == Ipv4Addr::UNSPECIFIED && narrow.is_ipv4()
+                || wide == narrow
+        };
+        a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
+    }
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All(port) => write!(f, "*:{port}"),
+            Self::One(address) => address.fmt(f),
+        }
+    }
+}
+
+/// Splits `host:port`; an IPv6 host must stand in brackets.
+fn split(text: &str) -> Option<(&str, &str)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let digits = port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit());
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').filter(|inner| inner.contains(':'))?,
+        None => Some(host).filter(|host| !host.contains([':', ']']))?,
+    };
+    digits.then_some((host, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(parse_duration("100ms"), Some(Duration::from_millis(100)));
+        assert_eq!(parse_duration("2s"), Some(Duration::from_secs(2)));
+        assert_eq!(parse_duration("3m"), Some(Duration::from_secs(180)));
+        assert_eq!(parse_duration("1h"), Some(Duration::from_secs(3600)));
+        for wrong in [
+            "",
+            "100",
+            "ms",
+            "-1s",
+            "1.5s",
+            "1 s",
+            "1S",
+            "1d",
+            "99999999999999999999s",
+        ] {
+            assert_eq!(parse_duration(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn backend_addresses() {
+        for right in [
+            "127.0.0.1:6379",
+            "redis-1.local:7001",
+            "[::1]:6379",
+            "a_b:1",
+        ] {
+            assert_eq!(HostPort::parse(right).unwrap().to_string(), right);
+        }
+        let wrong = [
+            "",
+            "redis",
+            "redis:",
+            "redis:0",
+            "redis:65536",
+            "::1:6379",
+            "[::1]",
+            "[redis]:1",
+            "a b:1",
+            "*:6379",
+            ":6379",
+            "1.2.3:6379",
+            "a:+1",
+        ];
+        for wrong in wrong {
+            assert_eq!(HostPort::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bind_addresses() {
+        assert_eq!(Bind::parse("*:6379"), Some(Bind::All(6379)));
+        assert_eq!(Bind::parse(":6379"), Some(Bind::All(6379)));
+        assert_eq!(Bind::parse("[::]:6379").unwrap().to_string(), "[::]:6379");
+        assert_eq!(
+            Bind::parse("127.0.0.1:0").unwrap().to_string(),
+            "127.0.0.1:0"
+        );
+        for wrong in [
+            "localhost:6379",
+            "6379",
+            "127.0.0.1",
+            "127.0.0.1:x",
+            "[::]6379",
+            "::",
+        ] {
+            assert_eq!(Bind::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_wide_bind_overlaps_a_narrow_one() {
+        let overlap = |a: &str, b: &str| {
+            let (a, b) = (Bind::parse(a).unwrap(), Bind::parse(b).unwrap());
+            assert_eq!(a.overlaps(&b), b.overlaps(&a));
+            a.overlaps(&b)
+        };
+        assert!(overlap("127.0.0.1:1", "127.0.0.1:1"));
+        assert!(overlap("0.0.0.0:1", "127.0.0.1:1"));
+        assert!(overlap("*:1", "127.0.0.1:1"));
+        assert!(overlap("[::]:1", "0.0.0.0:1"));
+        assert!(!overlap("127.0.0.1:1", "127.0.0.2:1"));
+        assert!(!overlap("0.0.0.0:1", "[::1]:1"));
+        assert!(!overlap("*:1", "*:2"));
+        assert!(!overlap("127.0.0.1:0", "127.0.0.1:0"));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(text in "\\PC{0,40}") {
+            let _ = (parse_duration(&text), HostPort::parse(&text), Bind::parse(&text));
+        }
+
+        #[test]
+        fn what_is_shown_is_what_is_read(host in "[a-z][a-z0-9-]{0,20}", port in 1u16..) {
+            let text = format!("{host}:{port}");
+            prop_assert_eq!(HostPort::parse(&text).unwrap().to_string(), text);
+        }
+    }
+}

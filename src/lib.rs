@@ -1,0 +1,17 @@
+//! rolegate: one TCP address that always leads to the master of a Redis or Valkey replication
+//! group.
+//!
+//! A tour for newcomers, in the order in which to read:
+//!
+//! * [`topology`]: the words as plain data: roles, the View, leases.
+//! * [`control`]: the control plane. [`control::probe`] asks a backend who it is,
+//!   [`control::health`] folds the answers into a state, [`control::election`] decides who is the
+//!   master, and [`control::monitor`], one task a pool, publishes the View.
+//! * [`data`]: the data plane. [`data::listener`] accepts, [`data::worker`] runs sessions, each of
+//!   which reads the View, connects, and relays bytes until its lease is revoked.
+//! * [`admin`]: metrics, health and status over HTTP.
+//! * [`config`]: from YAML to a checked configuration, every error at once.
+//! * [`app`]: what starts and stops in which order.
+
+pub mod config;
+pub mod topology;
