@@ -1,0 +1,298 @@
+//! One task a pool: the only writer of the pool's state. Takes reports in, decides, publishes the
+//! View and revokes leases.
+
+use std::sync::Arc;
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::Instant,
+};
+use tracing::{info, warn};
+
+use super::{
+    election::{self, Candidate, Decision},
+    health::{Health, Observation},
+    probe::{Probe, Report},
+};
+use crate::{
+    config,
+    metrics::{BackendMetrics, Metrics, PoolMetrics},
+    topology::{
+        Answer, BackendStatus, Failure, LastCheck, Lease, Published, Refusal, Role, Served, State,
+        Verdict, View,
+    },
+};
+
+/// Reports that wait at the most; a probe waits when there are more.
+const REPORTS: usize = 64;
+
+/// Watches one pool.
+pub struct Monitor {
+    pool: Arc<str>,
+    members: Vec<Member>,
+    probes: Vec<Probe>,
+    reports: mpsc::Receiver<Report>,
+    metrics: PoolMetrics,
+    /// The answer of the process that is served, as it was when it was first served.
+    serving: Option<Answer>,
+    /// Whether any backend was ever served: the first is no change of master.
+    served_before: bool,
+    view: watch::Sender<Arc<View>>,
+    status: watch::Sender<Vec<BackendStatus>>,
+}
+
+/// One backend and all that is known of it.
+struct Member {
+    name: Arc<str>,
+    health: Health,
+    metrics: BackendMetrics,
+    /// The last failed check's reason while checks fail, also where the state waits for more.
+    failing: Option<Failure>,
+}
+
+impl Monitor {
+    /// A monitor that has checked nothing yet and refuses.
+    pub fn new(pool: &config::Pool, metrics: &Metrics) -> (Self, Published) {
+        let (report, reports) = mpsc::channel(REPORTS);
+        let verdict = Verdict::Refuse(Refusal::Starting);
+        let (view, view_out) = watch::channel(Arc::new(View {
+            epoch: 0,
+            since: Instant::now(),
+            verdict,
+        }));
+        let backends = pool.backends.iter();
+        let status = backends.clone().map(|backend| BackendStatus {
+            name: backend.name.clone(),
+            address: backend.address.to_string(),
+            state: State::Unchecked,
+            last_check: None,
+        });
+        let (status, status_out) = watch::channel(status.collect());
+        let probes = backends.clone().enumerate().map(|(place, backend)| {
+            Probe::new(
+                place,
+                backend.clone(),
+                pool.auth.clone(),
+                pool.check,
+                report.clone(),
+            )
+        });
+        let members = backends.clone().map(|backend| Member {
+            name: backend.name.clone(),
+            health: Health::new(pool.check.fall),
+            metrics: metrics.backend(&pool.name, &backend.name),
+            failing: None,
+        });
+        let monitor = Self {
+            pool: pool.name.clone(),
+            members: members.collect(),
+            probes: probes.collect(),
+            reports,
+            metrics: metrics.pool(&pool.name),
+            serving: None,
+            served_before: false,
+            view,
+            status,
+        };
+        monitor.metrics.set_verdict(Refusal::Starting.as_str());
+        (
+            monitor,
+            Published {
+                pool: pool.name.clone(),
+                view: view_out,
+                backends: status_out,
+            },
+        )
+    }
+
+    /// Runs until a probe ends, which none does by itself.
+    pub async fn run(mut self) {
+        let mut probes = JoinSet::new();
+        for probe in self.probes.drain(..) {
+            probes.spawn(probe.run());
+        }
+        loop {
+            tokio::select! {
+                biased;
+                report = self.reports.recv() => match report {
+                    Some(report) => self.take(report),
+                    None => return,
+                },
+                _ = probes.join_next() => return,
+            }
+        }
+    }
+
+    fn take(&mut self, report: Report) {
+        let Report {
+            place,
+            at,
+            took,
+            observation,
+            words,
+        } = report;
+        let member = &mut self.members[place];
+        let failure = match &observation {
+            Observation::Failed(failure) => Some(*failure),
+            Observation::Passed(_) | Observation::StillBusy => None,
+        };
+        member.metrics.checked(took, failure);
+        let before = member.health.state().clone();
+        member.health.observe(observation);
+        member.log(&self.pool, &before, failure, words.as_deref());
+        let state = member.health.state().clone();
+        if state != before {
+            member.metrics.set_role(state.role());
+        }
+        self.status.send_modify(|backends| {
+            let backend = &mut backends[place];
+            backend.state = state;
+            backend.last_check = Some(LastCheck {
+                at,
+                took,
+                error: failure.map(|failure| (failure, words)),
+            });
+        });
+        self.decide();
+    }
+
+    fn decide(&mut self) {
+        let candidates: Vec<_> = self
+            .members
+            .iter()
+            .map(|member| Candidate {
+                name: &member.name,
+                state: member.health.state(),
+            })
+            .collect();
+        let decision = election::decide(&candidates);
+        let masters = candidates
+            .iter()
+            .filter(|c| c.state.role() == Some(Role::Master))
+            .count();
+        self.metrics.set_conflict(masters > 1);
+        if !self.is_published(&decision) {
+            self.publish(decision);
+        }
+    }
+
+    fn is_published(&self, decision: &Decision) -> bool {
+        match (&self.view.borrow().verdict, decision) {
+            (Verdict::Refuse(now), Err(refusal)) => now == refusal,
+            (Verdict::Serve(now), Ok(place)) => {
+                let member = &self.members[*place];
+                now.backend == member.name && self.serving.as_ref().is_some_and(|serving| {
+                    matches!(member.health.state(), State::Up(answer) if same_process(serving, answer))
+                })
+            }
+            _ => false,
+        }
+    }
+
+    /// Publishes the new View first and revokes the old lease then: who loses the lease finds the
+    /// View that says what comes instead.
+    fn publish(&mut self, decision: Decision) {
+        let old = self.view.borrow().clone();
+        let place = decision.as_ref().ok().copied();
+        let verdict = match decision {
+            Err(refusal) => {
+                self.serving = None;
+                Verdict::Refuse(refusal)
+            }
+            Ok(place) => {
+                let member = &self.members[place];
+                let State::Up(answer) = member.health.state() else {
+                    return;
+                };
+                self.serving = Some(answer.clone());
+                if self.served_before {
+                    self.metrics.changes.inc();
+                }
+                self.served_before = true;
+                Verdict::Serve(Served {
+                    backend: member.name.clone(),
+                    address: answer.address,
+                    lease: Lease::default(),
+                })
+            }
+        };
+        let new = Arc::new(View {
+            epoch: old.epoch + 1,
+            since: Instant::now(),
+            verdict,
+        });
+        self.view.send_replace(new.clone());
+        if let Some(served) = old.verdict.served() {
+            served.lease.revoke();
+        }
+        for (i, member) in self.members.iter().enumerate() {
+            member.metrics.set_master(Some(i) == place);
+        }
+        self.metrics.set_verdict(new.verdict.as_str());
+        let evidence = self
+            .members
+            .iter()
+            .map(Member::evidence)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let (epoch, pool) = (new.epoch, &*self.pool);
+        let (from, to) = (old.verdict.to_string(), new.verdict.to_string());
+        match new.verdict {
+            Verdict::Serve(_) => info!(pool, epoch, from, to, evidence, "verdict changed"),
+            Verdict::Refuse(_) => warn!(pool, epoch, from, to, evidence, "verdict changed"),
+        }
+    }
+}
+
+impl Member {
+    /// One line for each change of role, of state, or of the reason why checks fail.
+    fn log(&mut self, pool: &str, before: &State, failure: Option<Failure>, words: Option<&str>) {
+        let backend = &*self.name;
+        let state = self.health.state();
+        let from = before.role().map_or(before.as_str(), Role::as_str);
+        let to = state.role().map_or(state.as_str(), Role::as_str);
+        if let Some(failure) = failure {
+            let (reason, advice) = (failure.as_str(), failure.advice());
+            let words = words.unwrap_or_default();
+            if before.role().is_some() && state.role().is_none() {
+                warn!(
+                    pool,
+                    backend, from, to, reason, words, advice, "backend is down"
+                );
+            } else if self.failing != Some(failure) {
+                warn!(
+                    pool,
+                    backend,
+                    state = to,
+                    reason,
+                    words,
+                    advice,
+                    "check failed"
+                );
+            }
+        } else if let State::Up(answer) = state {
+            if before.role() != Some(answer.role) {
+                let address = answer.address.to_string();
+                info!(pool, backend, from, to, address, "role changed");
+            } else if self.failing.is_some() {
+                info!(pool, backend, state = to, "checks pass again");
+            }
+        }
+        self.failing = failure;
+    }
+
+    fn evidence(&self) -> String {
+        let what = match self.health.state() {
+            State::Unchecked => "unchecked",
+            State::Up(answer) => answer.role.as_str(),
+            State::Down(failure) => failure.as_str(),
+        };
+        format!("{}={what}", self.name)
+    }
+}
+
+/// Whether both answers come from one process at one address.
+fn same_process(a: &Answer, b: &Answer) -> bool {
+    a.address == b.address && a.run_id == b.run_id
+}

@@ -1,0 +1,348 @@
+//! Every metric: names, help and labels in one place, and the handles that tasks keep.
+//!
+//! Label values are names from the config or words of closed sets, never anything a peer sent.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+};
+
+use crate::topology::{Failure, Role, VERDICTS};
+
+/// The content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// Seconds; a check on a healthy LAN takes 0.1 to 1 ms.
+const CHECK_BUCKETS: [f64; 12] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0,
+];
+
+/// Why a session ended. A closed set: each is a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The client closed first, and everything was delivered.
+    ClientClosed,
+    /// The client's connection broke.
+    ClientReset,
+    /// The backend closed first, and everything was delivered.
+    BackendClosed,
+    /// The backend's connection broke.
+    BackendReset,
+    /// The backend lost its lease: the master changed or is in doubt.
+    Revoked,
+    /// There was no backend to serve.
+    Refused,
+    /// The backend refused the connection or cannot be reached.
+    ConnectFailed,
+    /// The backend did not take the connection in time.
+    ConnectTimeout,
+    /// rolegate has no descriptor or local port left to connect with.
+    NoResources,
+    /// rolegate stopped.
+    Shutdown,
+    /// A defect of rolegate ended the session.
+    Internal,
+}
+
+impl CloseReason {
+    /// Every reason.
+    pub const ALL: [Self; 11] = [
+        Self::ClientClosed,
+        Self::ClientReset,
+        Self::BackendClosed,
+        Self::BackendReset,
+        Self::Revoked,
+        Self::Refused,
+        Self::ConnectFailed,
+        Self::ConnectTimeout,
+        Self::NoResources,
+        Self::Shutdown,
+        Self::Internal,
+    ];
+
+    /// The word for it in metrics and access lines.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientClosed => "client_closed",
+            Self::ClientReset => "client_reset",
+            Self::BackendClosed => "backend_closed",
+            Self::BackendReset => "backend_reset",
+            Self::Revoked => "revoked",
+            Self::Refused => "refused",
+            Self::ConnectFailed => "connect_failed",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::NoResources => "no_resources",
+            Self::Shutdown => "shutdown",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// All metrics of the process, in a registry of their own.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    backend_up: IntGaugeVec,
+    backend_role: IntGaugeVec,
+    pool_master: IntGaugeVec,
+    pool_master_changes: IntCounterVec,
+    pool_conflict: IntGaugeVec,
+    pool_verdict: IntGaugeVec,
+    check_duration: HistogramVec,
+    check_failures: IntCounterVec,
+    connect_failures: IntCounterVec,
+    sessions: IntGaugeVec,
+    sessions_total: IntCounterVec,
+    bytes: IntCounterVec,
+    closed: IntCounterVec,
+    accept_errors: IntCounterVec,
+}
+
+impl Metrics {
+    /// Builds and registers every family. Fails only if two have one name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let gauge = |name, help, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
+        let counter =
+            |name, help, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        let metrics = Self {
+            registry: Registry::new(),
+            backend_up: gauge(
+                "rolegate_backend_up",
+                "1 if the backend passes its checks, whatever its role.",
+                &["pool", "backend"],
+            )?,
+            backend_role: gauge(
+                "rolegate_backend_role",
+                "1 for the role that the backend's last passed check proved; all 0 while it is down.",
+                &["pool", "backend", "role"],
+            )?,
+            pool_master: gauge(
+                "rolegate_pool_master",
+                "1 for the backend that is served as the master.",
+                &["pool", "backend"],
+            )?,
+            pool_master_changes: counter(
+                "rolegate_pool_master_changes_total",
+                "Times that another backend, or another process of the same one, was served than before.",
+                &["pool"],
+            )?,
+            pool_conflict: gauge(
+                "rolegate_pool_conflict",
+                "1 while more than one backend says that it is the master.",
+                &["pool"],
+            )?,
+            pool_verdict: gauge(
+                "rolegate_pool_verdict",
+                "1 for what clients of the pool get now: serve, or why they are refused.",
+                &["pool", "verdict"],
+            )?,
+            check_duration: HistogramVec::new(
+                HistogramOpts::new(
+                    "rolegate_check_duration_seconds",
+                    "How long checks took, also failed ones.",
+                )
+                .buckets(CHECK_BUCKETS.to_vec()),
+                &["pool", "backend"],
+            )?,
+            check_failures: counter(
+                "rolegate_check_failures_total",
+                "Checks that failed, by reason.",
+                &["pool", "backend", "reason"],
+            )?,
+            connect_failures: counter(
+                "rolegate_connect_failures_total",
+                "Sessions' connections to the backend that failed or timed out.",
+                &["pool", "backend"],
+            )?,
+            sessions: gauge(
+                "rolegate_listener_sessions",
+                "Sessions open now.",
+                &["listener"],
+            )?,
+            sessions_total: counter(
+                "rolegate_listener_sessions_total",
+                "Sessions ever accepted.",
+                &["listener"],
+            )?,
+            bytes: counter(
+                "rolegate_listener_bytes_total",
+                "Bytes read from clients (in) and from backends (out), counted while they move.",
+                &["listener", "direction"],
+            )?,
+            closed: counter(
+                "rolegate_sessions_closed_total",
+                "Sessions that ended, by reason.",
+                &["listener", "reason"],
+            )?,
+            accept_errors: counter(
+                "rolegate_accept_errors_total",
+                "Clients that could not be accepted: descriptors or memory ran out.",
+                &["listener"],
+            )?,
+        };
+        let build = gauge("rolegate_build_info", "1; the version runs.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let families: [Box<dyn Collector>; 15] = [
+            Box::new(build),
+            Box::new(metrics.backend_up.clone()),
+            Box::new(metrics.backend_role.clone()),
+            Box::new(metrics.pool_master.clone()),
+            Box::new(metrics.pool_master_changes.clone()),
+            Box::new(metrics.pool_conflict.clone()),
+            Box::new(metrics.pool_verdict.clone()),
+            Box::new(metrics.check_duration.clone()),
+            Box::new(metrics.check_failures.clone()),
+            Box::new(metrics.connect_failures.clone()),
+            Box::new(metrics.sessions.clone()),
+            Box::new(metrics.sessions_total.clone()),
+            Box::new(metrics.bytes.clone()),
+            Box::new(metrics.closed.clone()),
+            Box::new(metrics.accept_errors.clone()),
+        ];
+        for family in families {
+            metrics.registry.register(family)?;
+        }
+        Ok(metrics)
+    }
+
+    /// The Prometheus text format 0.0.4.
+    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+
+    /// The handles of one pool.
+    pub fn pool(&self, pool: &str) -> PoolMetrics {
+        let verdicts =
+            VERDICTS.map(|verdict| self.pool_verdict.with_label_values(&[pool, verdict]));
+        PoolMetrics {
+            changes: self.pool_master_changes.with_label_values(&[pool]),
+            conflict: self.pool_conflict.with_label_values(&[pool]),
+            verdicts,
+        }
+    }
+
+    /// The handles of one backend.
+    pub fn backend(&self, pool: &str, backend: &str) -> BackendMetrics {
+        let labels = [pool, backend];
+        BackendMetrics {
+            up: self.backend_up.with_label_values(&labels),
+            roles: Role::ALL.map(|role| {
+                self.backend_role
+                    .with_label_values(&[pool, backend, role.as_str()])
+            }),
+            master: self.pool_master.with_label_values(&labels),
+            check_duration: self.check_duration.with_label_values(&labels),
+            check_failures: self.check_failures.clone(),
+            labels: [pool.to_owned(), backend.to_owned()],
+        }
+    }
+
+    /// Sessions' failed connections to one backend.
+    pub fn connect_failures(&self, pool: &str, backend: &str) -> IntCounter {
+        self.connect_failures.with_label_values(&[pool, backend])
+    }
+
+    /// The handles of one listener.
+    pub fn listener(&self, listener: &str) -> ListenerMetrics {
+        ListenerMetrics {
+            sessions: self.sessions.with_label_values(&[listener]),
+            sessions_total: self.sessions_total.with_label_values(&[listener]),
+            bytes_in: self.bytes.with_label_values(&[listener, "in"]),
+            bytes_out: self.bytes.with_label_values(&[listener, "out"]),
+            closed: CloseReason::ALL
+                .map(|reason| self.closed.with_label_values(&[listener, reason.as_str()])),
+            accept_errors: self.accept_errors.with_label_values(&[listener]),
+        }
+    }
+}
+
+/// See [`Metrics::pool`].
+#[derive(Debug)]
+pub struct PoolMetrics {
+    /// Master changes.
+    pub changes: IntCounter,
+    conflict: IntGauge,
+    verdicts: [IntGauge; VERDICTS.len()],
+}
+
+impl PoolMetrics {
+    /// Shows the verdict of this word, one of [`VERDICTS`].
+    pub fn set_verdict(&self, word: &str) {
+        for (verdict, gauge) in VERDICTS.iter().zip(&self.verdicts) {
+            gauge.set((*verdict == word).into());
+        }
+    }
+
+    /// Shows whether more than one backend says that it is the master.
+    pub fn set_conflict(&self, conflict: bool) {
+        self.conflict.set(conflict.into());
+    }
+}
+
+/// See [`Metrics::backend`].
+#[derive(Debug)]
+pub struct BackendMetrics {
+    up: IntGauge,
+    roles: [IntGauge; Role::ALL.len()],
+    master: IntGauge,
+    check_duration: Histogram,
+    check_failures: IntCounterVec,
+    labels: [String; 2],
+}
+
+impl BackendMetrics {
+    /// Counts a check that ended.
+    pub fn checked(&self, took: Duration, failure: Option<Failure>) {
+        self.check_duration.observe(took.as_secs_f64());
+        if let Some(failure) = failure {
+            let [pool, backend] = &self.labels;
+            self.check_failures
+                .with_label_values(&[pool, backend, failure.as_str()])
+                .inc();
+        }
+    }
+
+    /// Shows the proven role; `None` while the backend is down.
+    pub fn set_role(&self, role: Option<Role>) {
+        self.up.set(role.is_some().into());
+        for (each, gauge) in Role::ALL.iter().zip(&self.roles) {
+            gauge.set((role == Some(*each)).into());
+        }
+    }
+
+    /// Shows whether the backend is served as the master.
+    pub fn set_master(&self, master: bool) {
+        self.master.set(master.into());
+    }
+}
+
+/// See [`Metrics::listener`].
+#[derive(Debug)]
+pub struct ListenerMetrics {
+    /// Open sessions.
+    pub sessions: IntGauge,
+    /// Sessions ever.
+    pub sessions_total: IntCounter,
+    /// Bytes from clients.
+    pub bytes_in: IntCounter,
+    /// Bytes from backends.
+    pub bytes_out: IntCounter,
+    /// Clients lost for want of descriptors or memory.
+    pub accept_errors: IntCounter,
+    closed: [IntCounter; CloseReason::ALL.len()],
+}
+
+impl ListenerMetrics {
+    /// Counts a session that ended.
+    pub fn session_closed(&self, reason: CloseReason) {
+        for (each, counter) in CloseReason::ALL.iter().zip(&self.closed) {
+            if *each == reason {
+                counter.inc();
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Sockets: how they are opened, tuned and closed, and what their errors mean.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::AsFd,
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::TcpStream;
+
+use crate::config::Bind;
+
+/// Clients that wait for accept; the system's `net.core.somaxconn` caps it.
+const BACKLOG: i32 = 4096;
+
+/// A peer that vanished is noticed after 60 s + 3 x 10 s of silence.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Opens a listening socket that is non-blocking. Linux hands its options down to every accepted
+/// socket, so no client costs a system call for them.
+pub fn listen(bind: Bind) -> io::Result<TcpListener> {
+    match (open(bind.address()), bind) {
+        // The system has no IPv6.
+        (Err(error), Bind::All(port))
+            if Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT)
+                || Errno::from_io_error(&error) == Some(Errno::ADDRNOTAVAIL) =>
+        {
+            open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
+        }
+        (result, _) => result,
+    }
+}
+
+fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    tune(&SockRef::from(&socket))?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Connects to a backend; the caller sets the deadline.
+pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    tune(&SockRef::from(&stream))?;
+    Ok(stream)
+}
+
+fn tune(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )
+}
+
+/// Gives up on a peer that acknowledges nothing for so long.
+pub fn set_user_timeout(stream: &TcpStream, timeout: Duration) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_user_timeout(Some(timeout))
+}
+
+/// Closes with RST, so that the peer's next use fails at once instead of vanishing.
+pub fn reset(stream: TcpStream) {
+    // Without the option the close is a FIN: less prompt, still a close.
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    drop(stream);
+}
+
+/// Bytes that have arrived from the peer and are not read yet.
+pub fn unread(stream: &TcpStream) -> u64 {
+    rustix::io::ioctl_fionread(stream).unwrap_or(0)
+}
+
+/// Whether everything written has left for the peer. A RST would throw the rest away.
+pub fn is_sent(stream: &TcpStream) -> bool {
+    // With this mark a socket counts as writable only while nothing waits to be sent.
+    if SockRef::from(stream).set_tcp_notsent_lowat(1).is_err() {
+        return true;
+    }
+    let fd = stream.as_fd();
+    let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
+    // Anything but "not writable" ends the wait: also an error, which nothing can be sent on.
+    !matches!(
+        poll(
+            &mut fds,
+            Some(&Timespec {
+                tv_sec: 0,
+                tv_nsec: 0
+            })
+        ),
+        Ok(0)
+    )
+}
+
+/// Raises the limit of open files as far as the system lets this process. Each session takes two.
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it may not be raised, the old limit stays, and accepting waits at it.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    );
+}
+
+/// Whether an error means that this process or system ran out of something: no peer's fault.
+pub fn is_out_of_resources(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::ADDRNOTAVAIL
+                | Errno::AGAIN
+        )
+    )
+}
+
+/// Whether an accept failed for a client that is already gone: nothing to wait for.
+pub fn is_client_gone(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::CONNRESET)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_takes_ipv4_clients_and_a_second_bind_fails() {
+        let listener = listen(Bind::All(0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let error = listen(Bind::All(port)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn sent_means_that_nothing_waits_in_our_kernel() {
+        let listener = listen(Bind::One((Ipv4Addr::LOCALHOST, 0).into())).unwrap();
+        let stream = connect(listener.local_addr().unwrap()).await.unwrap();
+        assert!(is_sent(&stream));
+        stream.writable().await.unwrap();
+        while stream.try_write(&[0; 65536]).is_ok() {}
+        assert!(
+            !is_sent(&stream),
+            "the peer reads nothing, so much must still wait here"
+        );
+    }
+}
