@@ -13,5 +13,14 @@
 //! * [`config`]: from YAML to a checked configuration, every error at once.
 //! * [`app`]: what starts and stops in which order.
 
+pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod data;
+pub mod lifecycle;
+pub mod logging;
+pub mod metrics;
+pub mod net;
 pub mod topology;

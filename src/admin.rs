@@ -1,0 +1,176 @@
+//! HTTP for operators and Prometheus: `/metrics`, `/live`, `/ready` and `/status`. All of it reads.
+
+mod status;
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{
+    metrics::{self, Metrics},
+    net,
+    topology::{Published, Role, Verdict},
+};
+
+/// Requests at once; more wait to be accepted.
+const CONNECTIONS: usize = 64;
+
+/// For one request, from accept to the last byte of the answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Of a request's line and headers, in bytes.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// How long to wait for descriptors or memory to come back.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What the admin shows.
+#[derive(Debug)]
+pub struct State {
+    /// When the process started.
+    pub started: Instant,
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// In the order of the config.
+    pub pools: Vec<Published>,
+    /// In the order of the config.
+    pub listeners: Vec<ListenerStatus>,
+    /// Cancelled when no new clients are taken any more.
+    pub draining: CancellationToken,
+}
+
+/// A listener and what it counts.
+#[derive(Debug)]
+pub struct ListenerStatus {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The place of its pool in [`State::pools`].
+    pub pool: usize,
+    /// The role its clients get.
+    pub role: Role,
+    /// The addresses it has bound.
+    pub addresses: Vec<SocketAddr>,
+    /// Its handles.
+    pub metrics: metrics::ListenerMetrics,
+}
+
+/// Answers requests until the process ends.
+pub async fn run(listener: TcpListener, state: Arc<State>) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    // The semaphore is never closed.
+    while let Ok(permit) = permits.clone().acquire_owned().await {
+        while connections.try_join_next().is_some() {}
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) if net::is_client_gone(&error) => continue,
+            Err(error) => {
+                warn!(error = error.to_string(), "cannot accept admin requests");
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let state = state.clone();
+        connections.spawn(async move {
+            let service = service_fn(|request| {
+                let response = respond(&state, &request);
+                async { Ok::<_, Infallible>(response) }
+            });
+            let connection = http1::Builder::new()
+                .keep_alive(false)
+                .max_buf_size(MAX_HEAD)
+                .serve_connection(TokioIo::new(stream), service);
+            // A client that is slow, or breaks off, gets nothing; there is nobody to tell.
+            let _ = timeout(DEADLINE, connection).await;
+            drop(permit);
+        });
+    }
+}
+
+fn respond(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    let (status, kind, body) = match request.uri().path() {
+        "/live" | "/metrics" | "/ready" | "/status"
+            if !matches!(*request.method(), Method::GET | Method::HEAD) =>
+        {
+            (
+                StatusCode::METHOD_NOT_ALLOWED,
+                TEXT,
+                "allowed are GET and HEAD\n".into(),
+            )
+        }
+        "/live" => (StatusCode::OK, TEXT, "live\n".into()),
+        "/metrics" => match state.metrics.render() {
+            Ok(text) => (StatusCode::OK, metrics::CONTENT_TYPE, text),
+            Err(error) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                TEXT,
+                format!("{error}\n").into_bytes(),
+            ),
+        },
+        "/ready" => match state.unready() {
+            None => (StatusCode::OK, TEXT, "ready\n".into()),
+            Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, TEXT, reason.into_bytes()),
+        },
+        "/status" => match serde_json::to_vec_pretty(&status::report(state)) {
+            Ok(json) => (StatusCode::OK, "application/json", json),
+            Err(error) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                TEXT,
+                format!("{error}\n").into_bytes(),
+            ),
+        },
+        _ => (
+            StatusCode::NOT_FOUND,
+            TEXT,
+            "there are /metrics, /live, /ready and /status\n".into(),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}
+
+impl State {
+    /// Why the process should get no new clients, one line a listener; `None` when it should.
+    fn unready(&self) -> Option<String> {
+        if self.draining.is_cancelled() {
+            return Some("draining: rolegate is stopping\n".to_owned());
+        }
+        let reasons = self.listeners.iter().filter_map(|listener| {
+            let pool = &self.pools[listener.pool];
+            match &pool.view.borrow().verdict {
+                Verdict::Serve(_) => None,
+                Verdict::Refuse(refusal) => Some(format!(
+                    "listener {}, pool {}: {refusal}\n",
+                    listener.name, pool.pool
+                )),
+            }
+        });
+        Some(reasons.collect()).filter(|reasons: &String| !reasons.is_empty())
+    }
+}

@@ -1,0 +1,166 @@
+//! The JSON of `/status`.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::{ListenerStatus, State};
+use crate::topology::{self, Answer, BackendStatus, Published, Verdict};
+
+#[derive(Serialize)]
+struct Report<'a> {
+    version: &'static str,
+    state: &'static str,
+    uptime_seconds: f64,
+    listeners: BTreeMap<&'a str, Listener<'a>>,
+    pools: BTreeMap<&'a str, Pool>,
+}
+
+#[derive(Serialize)]
+struct Listener<'a> {
+    addresses: &'a [SocketAddr],
+    pool: &'a str,
+    role: &'static str,
+    sessions: i64,
+    sessions_total: u64,
+}
+
+#[derive(Serialize)]
+struct Pool {
+    /// `serve` or `refuse`.
+    verdict: &'static str,
+    master: Option<String>,
+    reason: String,
+    age_seconds: f64,
+    epoch: u64,
+    backends: BTreeMap<String, Backend>,
+}
+
+#[derive(Serialize)]
+struct Backend {
+    address: String,
+    state: &'static str,
+    role: Option<&'static str>,
+    resolved: Option<SocketAddr>,
+    run_id: Option<String>,
+    replid: Option<String>,
+    replid2: Option<String>,
+    offset: Option<u64>,
+    link_up: Option<bool>,
+    last_check: Option<Check>,
+    error: Option<Error>,
+}
+
+#[derive(Serialize)]
+struct Check {
+    age_seconds: f64,
+    latency_ms: f64,
+}
+
+#[derive(Serialize)]
+struct Error {
+    reason: &'static str,
+    words: Option<String>,
+    advice: &'static str,
+}
+
+/// The report of this moment.
+pub(super) fn report(state: &State) -> impl Serialize {
+    let now = Instant::now();
+    let listeners = state.listeners.iter().map(|listener| {
+        (
+            &*listener.name,
+            Listener::new(listener, &state.pools[listener.pool].pool),
+        )
+    });
+    Report {
+        version: env!("CARGO_PKG_VERSION"),
+        state: if state.draining.is_cancelled() {
+            "draining"
+        } else {
+            "running"
+        },
+        uptime_seconds: age(state.started, now),
+        listeners: listeners.collect(),
+        pools: state
+            .pools
+            .iter()
+            .map(|pool| (&*pool.pool, Pool::new(pool, now)))
+            .collect(),
+    }
+}
+
+impl<'a> Listener<'a> {
+    fn new(listener: &'a ListenerStatus, pool: &'a str) -> Self {
+        Self {
+            addresses: &listener.addresses,
+            pool,
+            role: listener.role.as_str(),
+            sessions: listener.metrics.sessions.get(),
+            sessions_total: listener.metrics.sessions_total.get(),
+        }
+    }
+}
+
+impl Pool {
+    fn new(pool: &Published, now: Instant) -> Self {
+        let view = pool.view.borrow();
+        let (verdict, reason) = match &view.verdict {
+            Verdict::Serve(_) => ("serve", "the only proven master".to_owned()),
+            Verdict::Refuse(refusal) => ("refuse", refusal.to_string()),
+        };
+        let backends = pool.backends.borrow();
+        Self {
+            verdict,
+            master: view
+                .verdict
+                .served()
+                .map(|served| served.backend.to_string()),
+            reason,
+            age_seconds: age(view.since, now),
+            epoch: view.epoch,
+            backends: backends
+                .iter()
+                .map(|b| (b.name.to_string(), Backend::new(b, now)))
+                .collect(),
+        }
+    }
+}
+
+impl Backend {
+    fn new(backend: &BackendStatus, now: Instant) -> Self {
+        let answer = match &backend.state {
+            topology::State::Up(answer) => Some(answer),
+            topology::State::Unchecked | topology::State::Down(_) => None,
+        };
+        let text = |field: fn(&Answer) -> &String| answer.map(field).cloned();
+        let last = backend.last_check.as_ref();
+        Self {
+            address: backend.address.clone(),
+            state: backend.state.as_str(),
+            role: backend.state.role().map(topology::Role::as_str),
+            resolved: answer.map(|answer| answer.address),
+            run_id: text(|answer| &answer.run_id),
+            replid: text(|answer| &answer.replid),
+            replid2: answer.and_then(|answer| answer.replid2.clone()),
+            offset: answer.and_then(|answer| answer.offset),
+            link_up: answer.and_then(|answer| answer.link_up),
+            last_check: last.map(|check| Check {
+                age_seconds: age(check.at, now),
+                latency_ms: check.took.as_secs_f64() * 1000.0,
+            }),
+            error: last
+                .and_then(|check| check.error.as_ref())
+                .map(|(failure, words)| Error {
+                    reason: failure.as_str(),
+                    words: words.clone(),
+                    advice: failure.advice(),
+                }),
+        }
+    }
+}
+
+fn age(then: Instant, now: Instant) -> f64 {
+    now.saturating_duration_since(then).as_secs_f64()
+}

@@ -1,0 +1,215 @@
+//! Wires everything from a [`Config`]: what starts in which order, and what stops in which.
+
+use std::{collections::HashMap, io, net::TcpListener, num::NonZero, sync::Arc, thread};
+
+use tokio::{sync::oneshot, task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    admin,
+    config::{Bind, Config, Listener},
+    control::monitor::Monitor,
+    data::{listener, session::Shared, worker::Workers},
+    lifecycle::Signals,
+    metrics::Metrics,
+    net,
+    topology::Published,
+};
+
+/// Why the process cannot start or go on. Each ends it with exit code 1.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {bind} ({key}): {error}; free the address or change the config")]
+    Bind {
+        /// As the config has it.
+        bind: Bind,
+        /// The config's key.
+        key: String,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// A metric is defined twice.
+    #[error("defect of rolegate: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The system gives no thread, descriptor or signal.
+    #[error("cannot start: {0}; the process needs threads, descriptors and memory")]
+    System(#[from] io::Error),
+    /// A part without which the process would run on as a ghost has ended.
+    #[error("defect of rolegate: {0} has ended; stopping rather than running on without it")]
+    Ended(String),
+}
+
+/// Runs until a signal asks for the end. Must be called on the control plane's runtime.
+pub async fn run(config: Config) -> Result<(), AppError> {
+    let mut signals = Signals::install()?;
+    let started = Instant::now();
+    let draining = CancellationToken::new();
+    let metrics = Arc::new(Metrics::new()?);
+
+    // Everything that can be refused is asked for before anything runs.
+    let mut sockets = Vec::new();
+    for listener in &config.listeners {
+        let key = format!("listeners.{}.bind", listener.name);
+        let bound: Result<Vec<_>, _> = listener
+            .binds
+            .iter()
+            .map(|bind| listen(*bind, &key))
+            .collect();
+        sockets.push(bound?);
+    }
+    let admin_socket = match config.admin {
+        Some(bind) => Some(tokio::net::TcpListener::from_std(listen(
+            bind,
+            "admin.bind",
+        )?)?),
+        None => None,
+    };
+    net::raise_descriptor_limit();
+
+    let mut control = JoinSet::new();
+    let mut pools = Vec::new();
+    for pool in &config.pools {
+        let (monitor, published) = Monitor::new(pool, &metrics);
+        let name = format!("the monitor of pool {}", pool.name);
+        control.spawn(async move {
+            monitor.run().await;
+            name
+        });
+        pools.push(published);
+    }
+
+    let mut data = JoinSet::new();
+    let mut watch = |name: String, ended: oneshot::Receiver<()>| {
+        data.spawn(async move {
+            let _ = ended.await;
+            name
+        });
+    };
+    let count = thread::available_parallelism().map_or(1, NonZero::get);
+    let (workers, ends) = Workers::start(count, &draining, config.shutdown_timeout)?;
+    for (number, end) in ends.into_iter().enumerate() {
+        watch(format!("data worker {number}"), end);
+    }
+
+    let mut accepting = Vec::new();
+    let mut statuses = Vec::new();
+    for (listener, sockets) in config.listeners.iter().zip(sockets) {
+        let pool = pools
+            .iter()
+            .position(|published| published.pool == listener.pool);
+        let pool = pool.ok_or_else(|| AppError::Ended(format!("pool {}", listener.pool)))?;
+        let shared = Arc::new(shared(&config, listener, &pools[pool], &metrics));
+        let mut addresses = Vec::new();
+        for socket in sockets {
+            let address = socket.local_addr()?;
+            let (listener, pool) = (&*listener.name, &*listener.pool);
+            info!(listener, %address, pool, "listening");
+            addresses.push(address);
+            accepting.push(listener::Listener::new(socket, shared.clone()));
+        }
+        statuses.push(admin::ListenerStatus {
+            name: listener.name.clone(),
+            pool,
+            role: listener.role,
+            addresses,
+            metrics: metrics.listener(&listener.name),
+        });
+    }
+    let (stop_accepting, stopping) = io::pipe()?;
+    watch(
+        "the accepting thread".to_owned(),
+        accept(accepting, workers, stop_accepting)?,
+    );
+
+    if let Some(socket) = admin_socket {
+        info!(address = %socket.local_addr()?, "admin listening");
+        let state = Arc::new(admin::State {
+            started,
+            metrics,
+            pools,
+            listeners: statuses,
+            draining: draining.clone(),
+        });
+        control.spawn(async move {
+            admin::run(socket, state).await;
+            "the admin listener".to_owned()
+        });
+    }
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        workers = count,
+        "rolegate runs"
+    );
+
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
+        Some(ended) = control.join_next() => return Err(ended_early(ended)),
+        Some(ended) = data.join_next() => return Err(ended_early(ended)),
+    };
+    let grace = config.shutdown_timeout.as_secs_f64();
+    info!(
+        signal,
+        shutdown_timeout_seconds = grace,
+        "stopping: no new clients, sessions may end"
+    );
+    draining.cancel();
+    drop(stopping);
+    tokio::select! {
+        signal = signals.next() => warn!(signal, "stopping at once: second signal"),
+        Some(ended) = control.join_next() => return Err(ended_early(ended)),
+        () = async { while data.join_next().await.is_some() {} } => info!("stopped"),
+    }
+    Ok(())
+}
+
+fn listen(bind: Bind, key: &str) -> Result<TcpListener, AppError> {
+    net::listen(bind).map_err(|error| AppError::Bind {
+        bind,
+        key: key.to_owned(),
+        error,
+    })
+}
+
+fn shared(config: &Config, listener: &Listener, pool: &Published, metrics: &Metrics) -> Shared {
+    let settings = config
+        .pools
+        .iter()
+        .find(|settings| settings.name == pool.pool);
+    let backends = settings.iter().flat_map(|settings| &settings.backends);
+    let failures = |name: &Arc<str>| (name.clone(), metrics.connect_failures(&pool.pool, name));
+    Shared {
+        listener: listener.name.clone(),
+        view: pool.view.clone(),
+        connect_timeout: settings
+            .map(|settings| settings.connect_timeout)
+            .unwrap_or_default(),
+        metrics: metrics.listener(&listener.name),
+        connect_failures: backends
+            .map(|backend| failures(&backend.name))
+            .collect::<HashMap<_, _>>(),
+    }
+}
+
+/// Accepting has a thread of its own: a storm of clients delays neither checks nor sessions.
+fn accept(
+    listeners: Vec<listener::Listener>,
+    workers: Workers,
+    stop: io::PipeReader,
+) -> io::Result<oneshot::Receiver<()>> {
+    let (ending, end) = oneshot::channel();
+    thread::Builder::new()
+        .name("rolegate-accept".to_owned())
+        .spawn(move || {
+            if let Err(error) = listener::run(listeners, &workers, &stop) {
+                error!(error = error.to_string(), "cannot wait for clients");
+            }
+            drop(ending);
+        })?;
+    Ok(end)
+}
+
+fn ended_early(ended: Result<String, tokio::task::JoinError>) -> AppError {
+    AppError::Ended(ended.unwrap_or_else(|error| format!("a part of the control plane ({error})")))
+}

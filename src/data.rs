@@ -1,0 +1,6 @@
+//! The data plane: moves bytes. It never looks at a reply, never decides, never resolves a name.
+
+pub mod listener;
+mod relay;
+pub mod session;
+pub mod worker;

@@ -1,0 +1,115 @@
+//! Accepts clients and hands them to the workers, on one thread for all listeners.
+
+use std::{
+    io::{self, PipeReader},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
+    sync::Arc,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{SocketFlags, acceptfrom_with},
+};
+use tracing::{info, warn};
+
+use super::{
+    session::{Session, Shared},
+    worker::Workers,
+};
+use crate::net;
+
+/// Clients that one socket may bring before the others have their turn.
+const TURN: usize = 64;
+
+/// How long to wait for descriptors or memory to come back.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+/// A bound, non-blocking socket and what its sessions share.
+pub struct Listener {
+    socket: TcpListener,
+    shared: Arc<Shared>,
+    /// The last accept failed for want of something.
+    failing: bool,
+}
+
+impl Listener {
+    /// Accepts nothing yet.
+    pub fn new(socket: TcpListener, shared: Arc<Shared>) -> Self {
+        Self {
+            socket,
+            shared,
+            failing: false,
+        }
+    }
+
+    /// Takes the clients that wait, up to a turn's worth. False if descriptors or memory ran out.
+    fn accept(&mut self, workers: &Workers) -> bool {
+        for _ in 0..TURN {
+            match accept(&self.socket) {
+                Ok((client, peer)) => {
+                    if self.failing {
+                        self.failing = false;
+                        info!(listener = &*self.shared.listener, "accepts clients again");
+                    }
+                    workers.take(Session::new(client, peer, self.shared.clone()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(error) if net::is_client_gone(&error) => {}
+                Err(error) => {
+                    self.shared.metrics.accept_errors.inc();
+                    if !self.failing {
+                        self.failing = true;
+                        let error = error.to_string();
+                        let advice = "raise the limit of open files; clients wait meanwhile";
+                        warn!(
+                            listener = &*self.shared.listener,
+                            error, advice, "cannot accept"
+                        );
+                    }
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+/// Accepts until the other end of `stop` is closed, whatever goes wrong with a client.
+pub fn run(mut listeners: Vec<Listener>, workers: &Workers, stop: &PipeReader) -> io::Result<()> {
+    loop {
+        let mut fds: Vec<_> = [stop.as_fd()]
+            .into_iter()
+            .chain(listeners.iter().map(|listener| listener.socket.as_fd()))
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        wait(&mut fds, None)?;
+        let ready: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        if ready[0] {
+            return Ok(());
+        }
+        let mut exhausted = false;
+        for (listener, ready) in listeners.iter_mut().zip(&ready[1..]) {
+            exhausted |= *ready && !listener.accept(workers);
+        }
+        if exhausted {
+            wait(&mut [PollFd::new(stop, PollFlags::IN)], Some(&PAUSE))?;
+        }
+    }
+}
+
+fn accept(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (client, peer) = acceptfrom_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let peer = peer.and_then(|peer| peer.try_into().ok());
+    Ok((client.into(), peer.unwrap_or_else(|| ([0; 4], 0).into())))
+}
+
+fn wait(fds: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> io::Result<()> {
+    match poll(fds, timeout) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

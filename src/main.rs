@@ -1,0 +1,44 @@
+//! Arguments in, exit code out.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use rolegate::{app, cli::Cli, config::Config, logging};
+
+/// Running failed.
+const FAILED: u8 = 1;
+/// The config or the arguments are bad; clap uses the same for usage.
+const BAD_CONFIG: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let config = match Config::load(&cli.file) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return BAD_CONFIG.into();
+        }
+    };
+    if cli.only_checks() {
+        println!("{}: valid", cli.file.display());
+        return ExitCode::SUCCESS;
+    }
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rolegate: {error}");
+            FAILED.into()
+        }
+    }
+}
+
+fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let _flush = logging::start(config.log)?;
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let result = control.block_on(app::run(config));
+    // A name lookup may still block a thread; nothing waits for it.
+    control.shutdown_background();
+    Ok(result?)
+}
