@@ -109,20 +109,14 @@ fn respond(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> 
         "/live" | "/metrics" | "/ready" | "/status"
             if !matches!(*request.method(), Method::GET | Method::HEAD) =>
         {
-            (
-                StatusCode::METHOD_NOT_ALLOWED,
-                TEXT,
-                "allowed are GET and HEAD\n".into(),
-            )
+            (StatusCode::METHOD_NOT_ALLOWED, TEXT, "allowed are GET and HEAD\n".into())
         }
         "/live" => (StatusCode::OK, TEXT, "live\n".into()),
         "/metrics" => match state.metrics.render() {
             Ok(text) => (StatusCode::OK, metrics::CONTENT_TYPE, text),
-            Err(error) => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                TEXT,
-                format!("{error}\n").into_bytes(),
-            ),
+            Err(error) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n").into_bytes())
+            }
         },
         "/ready" => match state.unready() {
             None => (StatusCode::OK, TEXT, "ready\n".into()),
@@ -130,27 +124,19 @@ fn respond(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> 
         },
         "/status" => match serde_json::to_vec_pretty(&status::report(state)) {
             Ok(json) => (StatusCode::OK, "application/json", json),
-            Err(error) => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                TEXT,
-                format!("{error}\n").into_bytes(),
-            ),
+            Err(error) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n").into_bytes())
+            }
         },
-        _ => (
-            StatusCode::NOT_FOUND,
-            TEXT,
-            "there are /metrics, /live, /ready and /status\n".into(),
-        ),
+        _ => {
+            (StatusCode::NOT_FOUND, TEXT, "there are /metrics, /live, /ready and /status\n".into())
+        }
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     if status == StatusCode::METHOD_NOT_ALLOWED {
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
     response
 }
@@ -165,10 +151,9 @@ impl State {
             let pool = &self.pools[listener.pool];
             match &pool.view.borrow().verdict {
                 Verdict::Serve(_) => None,
-                Verdict::Refuse(refusal) => Some(format!(
-                    "listener {}, pool {}: {refusal}\n",
-                    listener.name, pool.pool
-                )),
+                Verdict::Refuse(refusal) => {
+                    Some(format!("listener {}, pool {}: {refusal}\n", listener.name, pool.pool))
+                }
             }
         });
         Some(reasons.collect()).filter(|reasons: &String| !reasons.is_empty())

@@ -52,18 +52,12 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut sockets = Vec::new();
     for listener in &config.listeners {
         let key = format!("listeners.{}.bind", listener.name);
-        let bound: Result<Vec<_>, _> = listener
-            .binds
-            .iter()
-            .map(|bind| listen(*bind, &key))
-            .collect();
+        let bound: Result<Vec<_>, _> =
+            listener.binds.iter().map(|bind| listen(*bind, &key)).collect();
         sockets.push(bound?);
     }
     let admin_socket = match config.admin {
-        Some(bind) => Some(tokio::net::TcpListener::from_std(listen(
-            bind,
-            "admin.bind",
-        )?)?),
+        Some(bind) => Some(tokio::net::TcpListener::from_std(listen(bind, "admin.bind")?)?),
         None => None,
     };
     net::raise_descriptor_limit();
@@ -96,9 +90,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut accepting = Vec::new();
     let mut statuses = Vec::new();
     for (listener, sockets) in config.listeners.iter().zip(sockets) {
-        let pool = pools
-            .iter()
-            .position(|published| published.pool == listener.pool);
+        let pool = pools.iter().position(|published| published.pool == listener.pool);
         let pool = pool.ok_or_else(|| AppError::Ended(format!("pool {}", listener.pool)))?;
         let shared = Arc::new(shared(&config, listener, &pools[pool], &metrics));
         let mut addresses = Vec::new();
@@ -118,10 +110,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         });
     }
     let (stop_accepting, stopping) = io::pipe()?;
-    watch(
-        "the accepting thread".to_owned(),
-        accept(accepting, workers, stop_accepting)?,
-    );
+    watch("the accepting thread".to_owned(), accept(accepting, workers, stop_accepting)?);
 
     if let Some(socket) = admin_socket {
         info!(address = %socket.local_addr()?, "admin listening");
@@ -137,11 +126,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             "the admin listener".to_owned()
         });
     }
-    info!(
-        version = env!("CARGO_PKG_VERSION"),
-        workers = count,
-        "rolegate runs"
-    );
+    info!(version = env!("CARGO_PKG_VERSION"), workers = count, "rolegate runs");
 
     let signal = tokio::select! {
         signal = signals.next() => signal,
@@ -149,11 +134,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         Some(ended) = data.join_next() => return Err(ended_early(ended)),
     };
     let grace = config.shutdown_timeout.as_secs_f64();
-    info!(
-        signal,
-        shutdown_timeout_seconds = grace,
-        "stopping: no new clients, sessions may end"
-    );
+    info!(signal, shutdown_timeout_seconds = grace, "stopping: no new clients, sessions may end");
     draining.cancel();
     drop(stopping);
     tokio::select! {
@@ -165,26 +146,17 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 }
 
 fn listen(bind: Bind, key: &str) -> Result<TcpListener, AppError> {
-    net::listen(bind).map_err(|error| AppError::Bind {
-        bind,
-        key: key.to_owned(),
-        error,
-    })
+    net::listen(bind).map_err(|error| AppError::Bind { bind, key: key.to_owned(), error })
 }
 
 fn shared(config: &Config, listener: &Listener, pool: &Published, metrics: &Metrics) -> Shared {
-    let settings = config
-        .pools
-        .iter()
-        .find(|settings| settings.name == pool.pool);
+    let settings = config.pools.iter().find(|settings| settings.name == pool.pool);
     let backends = settings.iter().flat_map(|settings| &settings.backends);
     let failures = |name: &Arc<str>| (name.clone(), metrics.connect_failures(&pool.pool, name));
     Shared {
         listener: listener.name.clone(),
         view: pool.view.clone(),
-        connect_timeout: settings
-            .map(|settings| settings.connect_timeout)
-            .unwrap_or_default(),
+        connect_timeout: settings.map(|settings| settings.connect_timeout).unwrap_or_default(),
         metrics: metrics.listener(&listener.name),
         connect_failures: backends
             .map(|backend| failures(&backend.name))
@@ -199,14 +171,12 @@ fn accept(
     stop: io::PipeReader,
 ) -> io::Result<oneshot::Receiver<()>> {
     let (ending, end) = oneshot::channel();
-    thread::Builder::new()
-        .name("rolegate-accept".to_owned())
-        .spawn(move || {
-            if let Err(error) = listener::run(listeners, &workers, &stop) {
-                error!(error = error.to_string(), "cannot wait for clients");
-            }
-            drop(ending);
-        })?;
+    thread::Builder::new().name("rolegate-accept".to_owned()).spawn(move || {
+        if let Err(error) = listener::run(listeners, &workers, &stop) {
+            error!(error = error.to_string(), "cannot wait for clients");
+        }
+        drop(ending);
+    })?;
     Ok(end)
 }
 

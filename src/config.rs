@@ -1,5 +1,5 @@
-//! The configuration: a YAML file, read as it is written ([`file`]), then checked as a whole into
-//! a [`Config`] that cannot be wrong ([`check`]).
+//! The configuration: a YAML file, read as it is written (`file`), then checked as a whole
+//! (`check`) into a [`Config`] that cannot be wrong.
 
 mod check;
 mod file;
@@ -152,13 +152,9 @@ impl Config {
 
 fn read_limited(file: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    fs::File::open(file)?
-        .take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)?;
+    fs::File::open(file)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(std::io::Error::other(format!(
-            "larger than {MAX_FILE} bytes"
-        )));
+        return Err(std::io::Error::other(format!("larger than {MAX_FILE} bytes")));
     }
     Ok(bytes)
 }
@@ -182,11 +178,7 @@ impl ConfigErrors {
     fn at_start(file: &Path, message: String) -> Self {
         Self {
             file: file.display().to_string(),
-            errors: vec![ConfigError {
-                line: 1,
-                column: 1,
-                message,
-            }],
+            errors: vec![ConfigError { line: 1, column: 1, message }],
         }
     }
 }
@@ -197,11 +189,7 @@ impl fmt::Display for ConfigErrors {
             if i > 0 {
                 f.write_str("\n")?;
             }
-            write!(
-                f,
-                "{}:{}:{}: {}",
-                self.file, error.line, error.column, error.message
-            )?;
+            write!(f, "{}:{}:{}: {}", self.file, error.line, error.column, error.message)?;
         }
         Ok(())
     }

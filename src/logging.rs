@@ -37,11 +37,7 @@ pub fn start(log: Log) -> Result<WorkerGuard, tracing::subscriber::SetGlobalDefa
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         let words = panic.payload_as_str().unwrap_or("no words");
-        tracing::error!(
-            place,
-            words,
-            "a defect of rolegate: please report this panic"
-        );
+        tracing::error!(place, words, "a defect of rolegate: please report this panic");
     }));
     Ok(guard)
 }

@@ -34,9 +34,7 @@ fn main() -> ExitCode {
 
 fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let _flush = logging::start(config.log)?;
-    let control = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = control.block_on(app::run(config));
     // A name lookup may still block a thread; nothing waits for it.
     control.shutdown_background();

@@ -15,9 +15,8 @@ use crate::topology::{Failure, Role, VERDICTS};
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// Seconds; a check on a healthy LAN takes 0.1 to 1 ms.
-const CHECK_BUCKETS: [f64; 12] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0,
-];
+const CHECK_BUCKETS: [f64; 12] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0];
 
 /// Why a session ended. A closed set: each is a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,11 +155,7 @@ impl Metrics {
                 "Sessions' connections to the backend that failed or timed out.",
                 &["pool", "backend"],
             )?,
-            sessions: gauge(
-                "rolegate_listener_sessions",
-                "Sessions open now.",
-                &["listener"],
-            )?,
+            sessions: gauge("rolegate_listener_sessions", "Sessions open now.", &["listener"])?,
             sessions_total: counter(
                 "rolegate_listener_sessions_total",
                 "Sessions ever accepted.",
@@ -230,10 +225,8 @@ impl Metrics {
         let labels = [pool, backend];
         BackendMetrics {
             up: self.backend_up.with_label_values(&labels),
-            roles: Role::ALL.map(|role| {
-                self.backend_role
-                    .with_label_values(&[pool, backend, role.as_str()])
-            }),
+            roles: Role::ALL
+                .map(|role| self.backend_role.with_label_values(&[pool, backend, role.as_str()])),
             master: self.pool_master.with_label_values(&labels),
             check_duration: self.check_duration.with_label_values(&labels),
             check_failures: self.check_failures.clone(),
@@ -300,9 +293,7 @@ impl BackendMetrics {
         self.check_duration.observe(took.as_secs_f64());
         if let Some(failure) = failure {
             let [pool, backend] = &self.labels;
-            self.check_failures
-                .with_label_values(&[pool, backend, failure.as_str()])
-                .inc();
+            self.check_failures.with_label_values(&[pool, backend, failure.as_str()]).inc();
         }
     }
 

@@ -41,11 +41,7 @@ pub fn listen(bind: Bind) -> io::Result<TcpListener> {
 }
 
 fn open(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
@@ -100,29 +96,14 @@ pub fn is_sent(stream: &TcpStream) -> bool {
     let fd = stream.as_fd();
     let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
     // Anything but "not writable" ends the wait: also an error, which nothing can be sent on.
-    !matches!(
-        poll(
-            &mut fds,
-            Some(&Timespec {
-                tv_sec: 0,
-                tv_nsec: 0
-            })
-        ),
-        Ok(0)
-    )
+    !matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
 }
 
 /// Raises the limit of open files as far as the system lets this process. Each session takes two.
 pub fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     // Where it may not be raised, the old limit stays, and accepting waits at it.
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    );
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Whether an error means that this process or system ran out of something: no peer's fault.
@@ -168,9 +149,6 @@ mod tests {
         assert!(is_sent(&stream));
         stream.writable().await.unwrap();
         while stream.try_write(&[0; 65536]).is_ok() {}
-        assert!(
-            !is_sent(&stream),
-            "the peer reads nothing, so much must still wait here"
-        );
+        assert!(!is_sent(&stream), "the peer reads nothing, so much must still wait here");
     }
 }

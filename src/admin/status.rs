@@ -69,25 +69,14 @@ struct Error {
 pub(super) fn report(state: &State) -> impl Serialize {
     let now = Instant::now();
     let listeners = state.listeners.iter().map(|listener| {
-        (
-            &*listener.name,
-            Listener::new(listener, &state.pools[listener.pool].pool),
-        )
+        (&*listener.name, Listener::new(listener, &state.pools[listener.pool].pool))
     });
     Report {
         version: env!("CARGO_PKG_VERSION"),
-        state: if state.draining.is_cancelled() {
-            "draining"
-        } else {
-            "running"
-        },
+        state: if state.draining.is_cancelled() { "draining" } else { "running" },
         uptime_seconds: age(state.started, now),
         listeners: listeners.collect(),
-        pools: state
-            .pools
-            .iter()
-            .map(|pool| (&*pool.pool, Pool::new(pool, now)))
-            .collect(),
+        pools: state.pools.iter().map(|pool| (&*pool.pool, Pool::new(pool, now))).collect(),
     }
 }
 
@@ -113,17 +102,11 @@ impl Pool {
         let backends = pool.backends.borrow();
         Self {
             verdict,
-            master: view
-                .verdict
-                .served()
-                .map(|served| served.backend.to_string()),
+            master: view.verdict.served().map(|served| served.backend.to_string()),
             reason,
             age_seconds: age(view.since, now),
             epoch: view.epoch,
-            backends: backends
-                .iter()
-                .map(|b| (b.name.to_string(), Backend::new(b, now)))
-                .collect(),
+            backends: backends.iter().map(|b| (b.name.to_string(), Backend::new(b, now))).collect(),
         }
     }
 }
@@ -150,13 +133,11 @@ impl Backend {
                 age_seconds: age(check.at, now),
                 latency_ms: check.took.as_secs_f64() * 1000.0,
             }),
-            error: last
-                .and_then(|check| check.error.as_ref())
-                .map(|(failure, words)| Error {
-                    reason: failure.as_str(),
-                    words: words.clone(),
-                    advice: failure.advice(),
-                }),
+            error: last.and_then(|check| check.error.as_ref()).map(|(failure, words)| Error {
+                reason: failure.as_str(),
+                words: words.clone(),
+                advice: failure.advice(),
+            }),
         }
     }
 }

@@ -49,10 +49,7 @@ struct Section<'a> {
 
 impl<'a> Section<'a> {
     fn get(&self, key: &str) -> Option<&'a Node> {
-        self.entries
-            .iter()
-            .find(|(k, _)| k.text == key)
-            .map(|(_, node)| node)
+        self.entries.iter().find(|(k, _)| k.text == key).map(|(_, node)| node)
     }
 
     fn at(&self, key: &str) -> String {
@@ -66,13 +63,9 @@ impl Checker {
         let top = self.section(root, "", &known)?;
         let pools = self.required(&top, "pools").map(|node| self.pools(node));
         let pools = pools.unwrap_or_default();
-        let listeners = self
-            .required(&top, "listeners")
-            .map(|node| self.listeners(node, &pools));
+        let listeners = self.required(&top, "listeners").map(|node| self.listeners(node, &pools));
         let (listeners, mut bound) = listeners.unwrap_or_default();
-        let admin = top
-            .get("admin")
-            .and_then(|node| self.admin(node, &mut bound));
+        let admin = top.get("admin").and_then(|node| self.admin(node, &mut bound));
         Some(Config {
             listeners,
             pools: pools.into_iter().map(|(_, pool)| pool).collect(),
@@ -125,12 +118,7 @@ impl Checker {
                 self.choice(node, &section.at("role"), &[("master", Role::Master)])
             });
             if let (Some(pool), Some(role)) = (pool, role) {
-                listeners.push(Listener {
-                    name,
-                    binds,
-                    pool,
-                    role,
-                });
+                listeners.push(Listener { name, binds, pool, role });
             }
         }
         (listeners, bound)
@@ -139,19 +127,13 @@ impl Checker {
     fn binds(&mut self, node: &Node, path: &str, bound: &mut Vec<(Bind, String)>) -> Vec<Bind> {
         let nodes = match &node.value {
             Value::List(nodes) if nodes.is_empty() => {
-                self.fault(
-                    node.id,
-                    format!("{path} is empty; at least one address is needed"),
-                );
+                self.fault(node.id, format!("{path} is empty; at least one address is needed"));
                 return Vec::new();
             }
             Value::List(nodes) => nodes.as_slice(),
             _ => std::slice::from_ref(node),
         };
-        nodes
-            .iter()
-            .filter_map(|node| self.bind(node, path, bound))
-            .collect()
+        nodes.iter().filter_map(|node| self.bind(node, path, bound)).collect()
     }
 
     fn bind(&mut self, node: &Node, path: &str, bound: &mut Vec<(Bind, String)>) -> Option<Bind> {
@@ -197,9 +179,7 @@ impl Checker {
                 Some(node) => self.backends(node, &section.at("backends")),
                 None => Vec::new(),
             };
-            let auth = section
-                .get("auth")
-                .and_then(|node| self.auth(node, &section.at("auth")));
+            let auth = section.get("auth").and_then(|node| self.auth(node, &section.at("auth")));
             let check = self.check(section.get("check"), &section.at("check"));
             let connect_timeout = self.duration(
                 &section,
@@ -207,13 +187,7 @@ impl Checker {
                 Duration::from_secs(1),
                 MS..=Duration::from_secs(300),
             );
-            let pool = Pool {
-                name: name.clone(),
-                backends,
-                auth,
-                check,
-                connect_timeout,
-            };
+            let pool = Pool { name: name.clone(), backends, auth, check, connect_timeout };
             pools.push((name, pool));
         }
         pools
@@ -252,34 +226,21 @@ impl Checker {
 
     fn auth(&mut self, node: &Node, path: &str) -> Option<Auth> {
         const SOURCES: [&str; 3] = ["password", "password_env", "password_file"];
-        let section = self.section(
-            node,
-            path,
-            &["username", SOURCES[0], SOURCES[1], SOURCES[2]],
-        )?;
+        let section =
+            self.section(node, path, &["username", SOURCES[0], SOURCES[1], SOURCES[2]])?;
         let username = section.get("username").map(|node| {
             let at = section.at("username");
             let text = self.text(node, &at)?;
             if text.is_empty() {
-                self.fault(
-                    node.id,
-                    format!("{at} is empty; name a user or leave the key out"),
-                );
+                self.fault(node.id, format!("{at} is empty; name a user or leave the key out"));
             }
             Some(text.to_owned())
         });
-        let given: Vec<_> = SOURCES
-            .iter()
-            .filter(|key| section.get(key).is_some())
-            .collect();
+        let given: Vec<_> = SOURCES.iter().filter(|key| section.get(key).is_some()).collect();
         let [source] = given[..] else {
             let found = match given[..] {
                 [] => "none".to_owned(),
-                _ => given
-                    .iter()
-                    .map(|key| **key)
-                    .collect::<Vec<_>>()
-                    .join(" and "),
+                _ => given.iter().map(|key| **key).collect::<Vec<_>>().join(" and "),
             };
             self.fault(
                 section.id,
@@ -309,10 +270,9 @@ impl Checker {
             Ok(password)
         });
         match password {
-            Ok(password) => Some(Auth {
-                username: username.flatten(),
-                password: SecretSlice::from(password),
-            }),
+            Ok(password) => {
+                Some(Auth { username: username.flatten(), password: SecretSlice::from(password) })
+            }
             Err(problem) => {
                 self.fault(node.id, format!("{} {problem}", section.at(source)));
                 None
@@ -321,11 +281,7 @@ impl Checker {
     }
 
     fn check(&mut self, node: Option<&Node>, path: &str) -> Check {
-        let default = Check {
-            interval: 100 * MS,
-            timeout: 500 * MS,
-            fall: 2,
-        };
+        let default = Check { interval: 100 * MS, timeout: 500 * MS, fall: 2 };
         let Some(section) =
             node.and_then(|node| self.section(node, path, &["interval", "timeout", "fall"]))
         else {
@@ -358,19 +314,14 @@ impl Checker {
     }
 
     fn log(&mut self, node: Option<&Node>) -> Log {
-        let mut log = Log {
-            format: LogFormat::Text,
-            level: tracing::Level::INFO,
-        };
+        let mut log = Log { format: LogFormat::Text, level: tracing::Level::INFO };
         let Some(section) = node.and_then(|node| self.section(node, "log", &["format", "level"]))
         else {
             return log;
         };
         if let Some(node) = section.get("format") {
             let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-            log.format = self
-                .choice(node, "log.format", &formats)
-                .unwrap_or(log.format);
+            log.format = self.choice(node, "log.format", &formats).unwrap_or(log.format);
         }
         if let Some(node) = section.get("level") {
             log.level = self.choice(node, "log.level", &LEVELS).unwrap_or(log.level);
@@ -383,11 +334,7 @@ impl Checker {
         let entries = self.entries(node, path)?;
         for (key, _) in entries {
             if !known.contains(&key.text.as_str()) {
-                let place = if path.is_empty() {
-                    String::new()
-                } else {
-                    format!(" in {path}")
-                };
+                let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
                 self.fault(
                     key.id,
                     format!(
@@ -399,11 +346,7 @@ impl Checker {
                 );
             }
         }
-        Some(Section {
-            path: path.to_owned(),
-            id: node.id,
-            entries,
-        })
+        Some(Section { path: path.to_owned(), id: node.id, entries })
     }
 
     /// A mapping whose keys are names that the user gives. Reports bad, doubled and missing ones.
@@ -412,10 +355,7 @@ impl Checker {
             return Vec::new();
         };
         if entries.is_empty() {
-            self.fault(
-                node.id,
-                format!("{path} is empty; at least one {what} is needed"),
-            );
+            self.fault(node.id, format!("{path} is empty; at least one {what} is needed"));
         }
         let mut seen = HashSet::new();
         let mut named = Vec::new();
@@ -452,11 +392,7 @@ impl Checker {
         let mut seen = HashSet::new();
         for (key, _) in entries {
             if !seen.insert(&key.text) {
-                let place = if path.is_empty() {
-                    String::new()
-                } else {
-                    format!(" in {path}")
-                };
+                let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
                 self.fault(
                     key.id,
                     format!(
@@ -472,10 +408,7 @@ impl Checker {
     fn required<'a>(&mut self, section: &Section<'a>, key: &str) -> Option<&'a Node> {
         let node = section.get(key);
         if node.is_none() {
-            self.fault(
-                section.id,
-                format!("{} is missing; it is required", section.at(key)),
-            );
+            self.fault(section.id, format!("{} is missing; it is required", section.at(key)));
         }
         node
     }
@@ -488,10 +421,8 @@ impl Checker {
             Value::Number(_) | Value::Bool(_) => "; put it in quotes if it is meant as text",
             _ => "",
         };
-        let message = format!(
-            "{path} is not text: found {}; allowed is text{hint}",
-            node.value.kind()
-        );
+        let message =
+            format!("{path} is not text: found {}; allowed is text{hint}", node.value.kind());
         self.fault(node.id, message);
         None
     }
@@ -567,11 +498,7 @@ fn read_password(file: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 /// What stands in the file, for keys that hold no secret.
@@ -588,21 +515,13 @@ fn quoted(text: &str) -> String {
         return "text with an @ (not shown, it may hold a password)".to_owned();
     }
     let short: String = text.chars().take(60).collect();
-    format!(
-        "{short:?}{}",
-        if short.len() < text.len() { "…" } else { "" }
-    )
+    format!("{short:?}{}", if short.len() < text.len() { "…" } else { "" })
 }
 
 fn did_you_mean(found: &str, names: &[&str]) -> String {
     let near = |name: &&&str| strsim::damerau_levenshtein(found, name) <= 1 + name.len() / 4;
-    let nearest = names
-        .iter()
-        .filter(near)
-        .min_by_key(|n| strsim::damerau_levenshtein(found, n));
-    nearest
-        .map(|name| format!(", did you mean {name:?}?"))
-        .unwrap_or_default()
+    let nearest = names.iter().filter(near).min_by_key(|n| strsim::damerau_levenshtein(found, n));
+    nearest.map(|name| format!(", did you mean {name:?}?")).unwrap_or_default()
 }
 
 fn allowed(names: &[&str], none: &str) -> String {

@@ -73,16 +73,8 @@ pub(super) fn read(text: &str) -> Result<Node, ConfigError> {
         let words = error.to_string();
         // The parser repeats its position in its words.
         let words = words.split(" at line ").next().unwrap_or_default();
-        let hint = text
-            .lines()
-            .nth(line.saturating_sub(1))
-            .and_then(quoting_hint)
-            .unwrap_or("");
-        ConfigError {
-            line,
-            column,
-            message: format!("this is not valid YAML: {words}{hint}"),
-        }
+        let hint = text.lines().nth(line.saturating_sub(1)).and_then(quoting_hint).unwrap_or("");
+        ConfigError { line, column, message: format!("this is not valid YAML: {words}{hint}") }
     })
 }
 
@@ -97,11 +89,7 @@ pub(super) fn locate(text: &str, faults: Vec<Fault>) -> Vec<ConfigError> {
                 Ok(_) => (1, 1),
                 Err(error) => position(&error),
             };
-            ConfigError {
-                line,
-                column,
-                message: fault.message,
-            }
+            ConfigError { line, column, message: fault.message }
         })
         .collect();
     errors.sort_by_key(|error| (error.line, error.column));
@@ -111,26 +99,20 @@ pub(super) fn locate(text: &str, faults: Vec<Fault>) -> Vec<ConfigError> {
     errors
 }
 
-/// `*` and `[` mean something else in YAML, and both stand at the start of common addresses.
+/// `*` and `[` mean something else in YAML, and common addresses start with them.
 fn quoting_hint(line: &str) -> Option<&'static str> {
-    let value = line.rsplit(": ").next()?.trim_start_matches([' ', '-']);
-    (value.starts_with("*:") || value.starts_with("[:"))
+    let star = line.split([' ', ',', '[']).any(|word| word.starts_with("*:"));
+    (star || line.contains("[:"))
         .then_some("; put the address in quotes, as in \"*:6379\" or \"[::]:6379\"")
 }
 
 fn position(error: &serde_yaml::Error) -> (usize, usize) {
-    error
-        .location()
-        .map_or((1, 1), |at| (at.line().max(1), at.column().max(1)))
+    error.location().map_or((1, 1), |at| (at.line().max(1), at.column().max(1)))
 }
 
 fn pass(text: &str, stop_at: usize) -> Result<Node, serde_yaml::Error> {
     let next = Cell::new(0);
-    NodeSeed {
-        next: &next,
-        stop_at,
-    }
-    .deserialize(serde_yaml::Deserializer::from_str(text))
+    NodeSeed { next: &next, stop_at }.deserialize(serde_yaml::Deserializer::from_str(text))
 }
 
 /// Reads one node, numbers it, and fails at the number that is looked for.
@@ -144,18 +126,11 @@ impl NodeSeed<'_> {
     fn number<E: serde::de::Error>(self) -> Result<usize, E> {
         let id = self.next.get();
         self.next.set(id + 1);
-        if id == self.stop_at {
-            Err(E::custom("here"))
-        } else {
-            Ok(id)
-        }
+        if id == self.stop_at { Err(E::custom("here")) } else { Ok(id) }
     }
 
     fn scalar<E: serde::de::Error>(self, value: Value) -> Result<Node, E> {
-        Ok(Node {
-            id: self.number()?,
-            value,
-        })
+        Ok(Node { id: self.number()?, value })
     }
 }
 
@@ -176,6 +151,11 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
 
     fn visit_unit<E: serde::de::Error>(self) -> Result<Node, E> {
         self.scalar(Value::Null)
+    }
+
+    // An empty file.
+    fn visit_none<E: serde::de::Error>(self) -> Result<Node, E> {
+        self.visit_unit()
     }
 
     fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Node, E> {
@@ -204,10 +184,7 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
         while let Some(node) = seq.next_element_seed(self)? {
             list.push(node);
         }
-        Ok(Node {
-            id,
-            value: Value::List(list),
-        })
+        Ok(Node { id, value: Value::List(list) })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
@@ -216,10 +193,7 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
         while let Some(key) = map.next_key_seed(KeySeed(self))? {
             entries.push((key, map.next_value_seed(self)?));
         }
-        Ok(Node {
-            id,
-            value: Value::Map(entries),
-        })
+        Ok(Node { id, value: Value::Map(entries) })
     }
 }
 
@@ -242,10 +216,7 @@ impl Visitor<'_> for KeySeed<'_> {
     }
 
     fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Key, E> {
-        Ok(Key {
-            id: self.0.number()?,
-            text: value.to_owned(),
-        })
+        Ok(Key { id: self.0.number()?, text: value.to_owned() })
     }
 }
 
@@ -259,26 +230,16 @@ mod tests {
     fn keeps_order_and_doubled_keys_and_finds_each_again() {
         let text = "b: 1\na:\n  - x\n  - {y: true}\nb: ~\n";
         let root = read(text).unwrap();
-        let Value::Map(entries) = &root.value else {
-            panic!("{root:?}")
-        };
+        let Value::Map(entries) = &root.value else { panic!("{root:?}") };
         let keys: Vec<_> = entries.iter().map(|(key, _)| key.text.as_str()).collect();
         assert_eq!(keys, ["b", "a", "b"]);
         let faults = entries
             .iter()
-            .map(|(key, _)| Fault {
-                id: key.id,
-                message: key.text.clone(),
-            })
+            .map(|(key, _)| Fault { id: key.id, message: key.text.clone() })
             .collect();
-        let found: Vec<_> = locate(text, faults)
-            .into_iter()
-            .map(|e| (e.line, e.column, e.message))
-            .collect();
-        assert_eq!(
-            found,
-            [(1, 1, "b".into()), (2, 1, "a".into()), (5, 1, "b".into())]
-        );
+        let found: Vec<_> =
+            locate(text, faults).into_iter().map(|e| (e.line, e.column, e.message)).collect();
+        assert_eq!(found, [(1, 1, "b".into()), (2, 1, "a".into()), (5, 1, "b".into())]);
     }
 
     #[test]
@@ -290,13 +251,7 @@ mod tests {
             node = &entries[0].1;
         }
         assert_eq!(node.value, Value::Text("100ms".into()));
-        let found = locate(
-            text,
-            vec![Fault {
-                id: node.id,
-                message: String::new(),
-            }],
-        );
+        let found = locate(text, vec![Fault { id: node.id, message: String::new() }]);
         assert_eq!((found[0].line, found[0].column), (3, 24));
     }
 
@@ -304,11 +259,7 @@ mod tests {
     fn an_unquoted_star_is_explained() {
         let error = read("listeners:\n  redis:\n    bind: *:6379\n").unwrap_err();
         assert_eq!(error.line, 3);
-        assert!(
-            error.message.contains("put the address in quotes"),
-            "{}",
-            error.message
-        );
+        assert!(error.message.contains("put the address in quotes"), "{}", error.message);
     }
 
     #[test]
@@ -316,10 +267,7 @@ mod tests {
         let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
         for i in 1..12 {
             let alias = format!("*a{}", i - 1);
-            bomb.push_str(&format!(
-                "a{i}: &a{i} [{}]\n",
-                [alias.as_str(); 10].join(",")
-            ));
+            bomb.push_str(&format!("a{i}: &a{i} [{}]\n", [alias.as_str(); 10].join(",")));
         }
         assert!(read(&bomb).is_err());
         assert!(read(&"[".repeat(10_000)).is_err());

@@ -39,10 +39,7 @@ impl HostPort {
         // All digits and dots, yet no address: a slip, not a name.
         let is_slip = host.chars().all(|c| c.is_ascii_digit() || c == '.');
         let is_ip = host.parse::<IpAddr>().is_ok();
-        (is_ip || is_name && !is_slip).then(|| Self {
-            host: host.to_owned(),
-            port,
-        })
+        (is_ip || is_name && !is_slip).then(|| Self { host: host.to_owned(), port })
     }
 }
 
@@ -127,29 +124,14 @@ mod tests {
         assert_eq!(parse_duration("2s"), Some(Duration::from_secs(2)));
         assert_eq!(parse_duration("3m"), Some(Duration::from_secs(180)));
         assert_eq!(parse_duration("1h"), Some(Duration::from_secs(3600)));
-        for wrong in [
-            "",
-            "100",
-            "ms",
-            "-1s",
-            "1.5s",
-            "1 s",
-            "1S",
-            "1d",
-            "99999999999999999999s",
-        ] {
+        for wrong in ["", "100", "ms", "-1s", "1.5s", "1 s", "1S", "1d", "99999999999999999999s"] {
             assert_eq!(parse_duration(wrong), None, "{wrong}");
         }
     }
 
     #[test]
     fn backend_addresses() {
-        for right in [
-            "127.0.0.1:6379",
-            "redis-1.local:7001",
-            "[::1]:6379",
-            "a_b:1",
-        ] {
+        for right in ["127.0.0.1:6379", "redis-1.local:7001", "[::1]:6379", "a_b:1"] {
             assert_eq!(HostPort::parse(right).unwrap().to_string(), right);
         }
         let wrong = [
@@ -177,18 +159,8 @@ mod tests {
         assert_eq!(Bind::parse("*:6379"), Some(Bind::All(6379)));
         assert_eq!(Bind::parse(":6379"), Some(Bind::All(6379)));
         assert_eq!(Bind::parse("[::]:6379").unwrap().to_string(), "[::]:6379");
-        assert_eq!(
-            Bind::parse("127.0.0.1:0").unwrap().to_string(),
-            "127.0.0.1:0"
-        );
-        for wrong in [
-            "localhost:6379",
-            "6379",
-            "127.0.0.1",
-            "127.0.0.1:x",
-            "[::]6379",
-            "::",
-        ] {
+        assert_eq!(Bind::parse("127.0.0.1:0").unwrap().to_string(), "127.0.0.1:0");
+        for wrong in ["localhost:6379", "6379", "127.0.0.1", "127.0.0.1:x", "[::]6379", "::"] {
             assert_eq!(Bind::parse(wrong), None, "{wrong}");
         }
     }

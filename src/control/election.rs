@@ -26,10 +26,7 @@ pub fn decide(candidates: &[Candidate<'_>]) -> Decision {
         [] => Err(Refusal::NoMaster),
         [only] => Ok(only),
         _ => Err(Refusal::Conflict(
-            masters
-                .into_iter()
-                .map(|place| candidates[place].name.clone())
-                .collect(),
+            masters.into_iter().map(|place| candidates[place].name.clone()).collect(),
         )),
     }
 }
@@ -72,21 +69,15 @@ pub(super) mod tests {
 
     fn decide_states(states: &[State]) -> Decision {
         let names: Vec<Arc<str>> = (0..states.len()).map(|i| format!("r{i}").into()).collect();
-        let candidates: Vec<_> = names
-            .iter()
-            .zip(states)
-            .map(|(name, state)| Candidate { name, state })
-            .collect();
+        let candidates: Vec<_> =
+            names.iter().zip(states).map(|(name, state)| Candidate { name, state }).collect();
         decide(&candidates)
     }
 
     #[test]
     fn one_master_is_served_and_none_or_two_are_refused() {
         let [down, replica, master] = [1, 2, 3].map(state);
-        assert_eq!(
-            decide_states(&[down.clone(), master.clone(), replica.clone()]),
-            Ok(1)
-        );
+        assert_eq!(decide_states(&[down.clone(), master.clone(), replica.clone()]), Ok(1));
         assert_eq!(decide_states(&[down, replica]), Err(Refusal::NoMaster));
         assert_eq!(
             decide_states(&[master.clone(), master]),

@@ -25,11 +25,7 @@ pub struct Health {
 impl Health {
     /// Starts unchecked; `fall` silent timeouts in a row make it down.
     pub fn new(fall: u32) -> Self {
-        Self {
-            state: State::Unchecked,
-            fall,
-            silences: 0,
-        }
+        Self { state: State::Unchecked, fall, silences: 0 }
     }
 
     /// What is held to be true now.

@@ -56,11 +56,8 @@ impl Monitor {
     pub fn new(pool: &config::Pool, metrics: &Metrics) -> (Self, Published) {
         let (report, reports) = mpsc::channel(REPORTS);
         let verdict = Verdict::Refuse(Refusal::Starting);
-        let (view, view_out) = watch::channel(Arc::new(View {
-            epoch: 0,
-            since: Instant::now(),
-            verdict,
-        }));
+        let (view, view_out) =
+            watch::channel(Arc::new(View { epoch: 0, since: Instant::now(), verdict }));
         let backends = pool.backends.iter();
         let status = backends.clone().map(|backend| BackendStatus {
             name: backend.name.clone(),
@@ -70,13 +67,7 @@ impl Monitor {
         });
         let (status, status_out) = watch::channel(status.collect());
         let probes = backends.clone().enumerate().map(|(place, backend)| {
-            Probe::new(
-                place,
-                backend.clone(),
-                pool.auth.clone(),
-                pool.check,
-                report.clone(),
-            )
+            Probe::new(place, backend.clone(), pool.auth.clone(), pool.check, report.clone())
         });
         let members = backends.clone().map(|backend| Member {
             name: backend.name.clone(),
@@ -96,14 +87,7 @@ impl Monitor {
             status,
         };
         monitor.metrics.set_verdict(Refusal::Starting.as_str());
-        (
-            monitor,
-            Published {
-                pool: pool.name.clone(),
-                view: view_out,
-                backends: status_out,
-            },
-        )
+        (monitor, Published { pool: pool.name.clone(), view: view_out, backends: status_out })
     }
 
     /// Runs until a probe ends, which none does by itself.
@@ -125,13 +109,7 @@ impl Monitor {
     }
 
     fn take(&mut self, report: Report) {
-        let Report {
-            place,
-            at,
-            took,
-            observation,
-            words,
-        } = report;
+        let Report { place, at, took, observation, words } = report;
         let member = &mut self.members[place];
         let failure = match &observation {
             Observation::Failed(failure) => Some(*failure),
@@ -148,11 +126,8 @@ impl Monitor {
         self.status.send_modify(|backends| {
             let backend = &mut backends[place];
             backend.state = state;
-            backend.last_check = Some(LastCheck {
-                at,
-                took,
-                error: failure.map(|failure| (failure, words)),
-            });
+            backend.last_check =
+                Some(LastCheck { at, took, error: failure.map(|failure| (failure, words)) });
         });
         self.decide();
     }
@@ -161,16 +136,10 @@ impl Monitor {
         let candidates: Vec<_> = self
             .members
             .iter()
-            .map(|member| Candidate {
-                name: &member.name,
-                state: member.health.state(),
-            })
+            .map(|member| Candidate { name: &member.name, state: member.health.state() })
             .collect();
         let decision = election::decide(&candidates);
-        let masters = candidates
-            .iter()
-            .filter(|c| c.state.role() == Some(Role::Master))
-            .count();
+        let masters = candidates.iter().filter(|c| c.state.role() == Some(Role::Master)).count();
         self.metrics.set_conflict(masters > 1);
         if !self.is_published(&decision) {
             self.publish(decision);
@@ -217,11 +186,7 @@ impl Monitor {
                 })
             }
         };
-        let new = Arc::new(View {
-            epoch: old.epoch + 1,
-            since: Instant::now(),
-            verdict,
-        });
+        let new = Arc::new(View { epoch: old.epoch + 1, since: Instant::now(), verdict });
         self.view.send_replace(new.clone());
         if let Some(served) = old.verdict.served() {
             served.lease.revoke();
@@ -230,12 +195,7 @@ impl Monitor {
             member.metrics.set_master(Some(i) == place);
         }
         self.metrics.set_verdict(new.verdict.as_str());
-        let evidence = self
-            .members
-            .iter()
-            .map(Member::evidence)
-            .collect::<Vec<_>>()
-            .join(", ");
+        let evidence = self.members.iter().map(Member::evidence).collect::<Vec<_>>().join(", ");
         let (epoch, pool) = (new.epoch, &*self.pool);
         let (from, to) = (old.verdict.to_string(), new.verdict.to_string());
         match new.verdict {
@@ -256,20 +216,9 @@ impl Member {
             let (reason, advice) = (failure.as_str(), failure.advice());
             let words = words.unwrap_or_default();
             if before.role().is_some() && state.role().is_none() {
-                warn!(
-                    pool,
-                    backend, from, to, reason, words, advice, "backend is down"
-                );
+                warn!(pool, backend, from, to, reason, words, advice, "backend is down");
             } else if self.failing != Some(failure) {
-                warn!(
-                    pool,
-                    backend,
-                    state = to,
-                    reason,
-                    words,
-                    advice,
-                    "check failed"
-                );
+                warn!(pool, backend, state = to, reason, words, advice, "check failed");
             }
         } else if let State::Up(answer) = state {
             if before.role() != Some(answer.role) {

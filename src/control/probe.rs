@@ -73,19 +73,8 @@ impl Probe {
         check: Check,
         reports: mpsc::Sender<Report>,
     ) -> Self {
-        let route = Arc::new(Route {
-            backend,
-            auth,
-            check,
-            lookup: Mutex::default(),
-        });
-        Self {
-            place,
-            route,
-            reports,
-            turn: Turn::Idle(None),
-            silences: 0,
-        }
+        let route = Arc::new(Route { backend, auth, check, lookup: Mutex::default() });
+        Self { place, route, reports, turn: Turn::Idle(None), silences: 0 }
     }
 
     /// Checks at every interval, and at once when the kept connection is cut.
@@ -95,13 +84,7 @@ impl Probe {
             let (observation, words) = self.check().await;
             let at = Instant::now();
             let took = at - started;
-            let report = Report {
-                place: self.place,
-                at,
-                took,
-                observation,
-                words,
-            };
+            let report = Report { place: self.place, at, took, observation, words };
             if self.reports.send(report).await.is_err() {
                 return;
             }
@@ -182,10 +165,7 @@ impl Route {
                 Err(error) => last = Some(Problem::io(&error)),
             }
         }
-        Err(last.unwrap_or(Problem {
-            failure: Failure::Unresolved,
-            words: None,
-        }))
+        Err(last.unwrap_or(Problem { failure: Failure::Unresolved, words: None }))
     }
 
     async fn resolve(&self) -> Result<Vec<SocketAddr>, Problem> {
@@ -199,12 +179,10 @@ impl Route {
             .get_or_insert_with(|| spawn_blocking(move || Ok(name.to_socket_addrs()?.collect())));
         let found = running.await;
         *lookup = None;
-        found
-            .unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
-            .map_err(|error| Problem {
-                failure: Failure::Unresolved,
-                words: Some(error.to_string()),
-            })
+        found.unwrap_or_else(|stopped| Err(io::Error::other(stopped))).map_err(|error| Problem {
+            failure: Failure::Unresolved,
+            words: Some(error.to_string()),
+        })
     }
 }
 
@@ -223,9 +201,6 @@ impl Problem {
             io::ErrorKind::TimedOut => Failure::Timeout,
             _ => Failure::Unreachable,
         };
-        Self {
-            failure,
-            words: Some(error.to_string()),
-        }
+        Self { failure, words: Some(error.to_string()) }
     }
 }

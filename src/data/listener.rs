@@ -23,10 +23,7 @@ use crate::net;
 const TURN: usize = 64;
 
 /// How long to wait for descriptors or memory to come back.
-const PAUSE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 100_000_000,
-};
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// A bound, non-blocking socket and what its sessions share.
 pub struct Listener {
@@ -39,11 +36,7 @@ pub struct Listener {
 impl Listener {
     /// Accepts nothing yet.
     pub fn new(socket: TcpListener, shared: Arc<Shared>) -> Self {
-        Self {
-            socket,
-            shared,
-            failing: false,
-        }
+        Self { socket, shared, failing: false }
     }
 
     /// Takes the clients that wait, up to a turn's worth. False if descriptors or memory ran out.
@@ -65,10 +58,7 @@ impl Listener {
                         self.failing = true;
                         let error = error.to_string();
                         let advice = "raise the limit of open files; clients wait meanwhile";
-                        warn!(
-                            listener = &*self.shared.listener,
-                            error, advice, "cannot accept"
-                        );
+                        warn!(listener = &*self.shared.listener, error, advice, "cannot accept");
                     }
                     return false;
                 }

@@ -25,7 +25,7 @@ use crate::net;
 const BUFFER: usize = 64 * 1024;
 
 /// How long a slow client gets for the replies that its lost backend gave before it lost the lease.
-const DELIVERY: Duration = Duration::from_millis(500);
+const DELIVERY: Duration = Duration::from_secs(1);
 
 /// How often to look whether our kernel has sent all of them.
 const DELIVERY_LOOK: Duration = Duration::from_millis(2);
@@ -105,13 +105,7 @@ impl Relay {
             written: 0,
             phase: Phase::Open,
         });
-        Self {
-            client,
-            backend,
-            up,
-            down,
-            first_closed: None,
-        }
+        Self { client, backend, up, down, first_closed: None }
     }
 
     /// Moves bytes, and counts them, until both sides have closed or one has broken.
@@ -120,12 +114,8 @@ impl Relay {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, moved: &mut Moved) -> Poll<End> {
-        let up = self
-            .up
-            .poll(cx, &mut self.client, &mut self.backend, &mut moved.up);
-        let down = self
-            .down
-            .poll(cx, &mut self.backend, &mut self.client, &mut moved.down);
+        let up = self.up.poll(cx, &mut self.client, &mut self.backend, &mut moved.up);
+        let down = self.down.poll(cx, &mut self.backend, &mut self.client, &mut moved.down);
         // A backend that no longer takes commands may have answered earlier ones: only what it
         // sends decides when it is done. From a client that is gone there is nothing to wait for.
         if matches!(up, Poll::Ready(Err(Broken::Sender)))
@@ -157,8 +147,7 @@ impl Relay {
         let mut unread = net::unread(&self.backend);
         let delivered = poll_fn(|cx| {
             let (from, to) = (&mut self.backend, &mut self.client);
-            self.down
-                .poll_some(cx, from, to, &mut moved.down, &mut unread)
+            self.down.poll_some(cx, from, to, &mut moved.down, &mut unread)
         });
         // A client that is gone, or too slow, loses what is left.
         let _ = timeout_at(deadline, delivered).await;

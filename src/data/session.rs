@@ -64,10 +64,7 @@ impl Session {
 
     /// Serves the client until its end.
     pub(super) async fn run(self) {
-        let Self {
-            client,
-            mut account,
-        } = self;
+        let Self { client, mut account } = self;
         let Ok(client) = TcpStream::from_std(client) else {
             return account.close(CloseReason::NoResources);
         };
@@ -159,11 +156,7 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let reason = if std::thread::panicking() {
-            CloseReason::Internal
-        } else {
-            self.reason
-        };
+        let reason = if std::thread::panicking() { CloseReason::Internal } else { self.reason };
         self.shared.metrics.sessions.dec();
         self.shared.metrics.session_closed(reason);
         debug!(

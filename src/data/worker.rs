@@ -50,22 +50,15 @@ impl Workers {
         for number in 0..count {
             let (queue, jobs) = mpsc::channel(QUEUE);
             let (ending, end) = oneshot::channel();
-            let runtime = runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             let stop = stop.clone();
-            thread::Builder::new()
-                .name(format!("rolegate-data-{number}"))
-                .spawn(move || {
-                    runtime.block_on(work(jobs, stop, grace));
-                    // Cuts the sessions that are left.
-                    drop(runtime);
-                    drop(ending);
-                })?;
-            workers.push(Worker {
-                queue,
-                load: Arc::default(),
-            });
+            thread::Builder::new().name(format!("rolegate-data-{number}")).spawn(move || {
+                runtime.block_on(work(jobs, stop, grace));
+                // Cuts the sessions that are left.
+                drop(runtime);
+                drop(ending);
+            })?;
+            workers.push(Worker { queue, load: Arc::default() });
             ended.push(end);
         }
         Ok((Self(workers.into()), ended))

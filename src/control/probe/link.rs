@@ -59,10 +59,7 @@ impl Link {
         let tap = Arc::new(Tap::default());
         let (connection, driver) = MultiplexedConnection::new_with_config(
             &RedisConnectionInfo::default().set_skip_set_lib_name(),
-            Tapped {
-                stream,
-                tap: tap.clone(),
-            },
+            Tapped { stream, tap: tap.clone() },
             // The probe has the deadline.
             AsyncConnectionConfig::new().set_response_timeout(None),
         )
@@ -70,14 +67,7 @@ impl Link {
         .map_err(|error| tap.problem(&error))?;
         let mut drivers = JoinSet::new();
         drivers.spawn(driver);
-        Ok(Self {
-            connection,
-            _driver: drivers,
-            tap,
-            address,
-            logged_in: false,
-            run_id: None,
-        })
+        Ok(Self { connection, _driver: drivers, tap, address, logged_in: false, run_id: None })
     }
 
     /// Whether the backend has closed the connection.
@@ -117,9 +107,7 @@ impl Link {
         let mut commands = Pipeline::new();
         if let Some(auth) = auth {
             commands.cmd("AUTH");
-            commands
-                .arg(&auth.username)
-                .arg(auth.password.expose_secret());
+            commands.arg(&auth.username).arg(auth.password.expose_secret());
         }
         commands.cmd("PING").cmd("INFO").arg("replication");
         if self.run_id.is_none() {
@@ -145,12 +133,7 @@ impl Link {
             let server = reply::info(next())?;
             self.run_id = Some(server.text("run_id").unwrap_or_default());
         }
-        Ok(answer(
-            self.address,
-            role,
-            self.run_id.clone().unwrap_or_default(),
-            &replication,
-        ))
+        Ok(answer(self.address, role, self.run_id.clone().unwrap_or_default(), &replication))
     }
 }
 
@@ -164,13 +147,9 @@ fn answer(address: SocketAddr, role: Role, run_id: String, replication: &Info) -
         role,
         run_id,
         replid: replication.text("master_replid").unwrap_or_default(),
-        replid2: replication
-            .text("master_replid2")
-            .filter(|id| id.contains(|c| c != '0')),
+        replid2: replication.text("master_replid2").filter(|id| id.contains(|c| c != '0')),
         offset: replication.number(offset),
-        link_up: replication
-            .text("master_link_status")
-            .map(|status| status == "up"),
+        link_up: replication.text("master_link_status").map(|status| status == "up"),
     }
 }
 
@@ -197,26 +176,27 @@ impl Tap {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of what was read: bytes, none at the backend's FIN, or an error.
-    fn note(&self, read: io::Result<&[u8]>) -> io::Result<()> {
+    /// Takes note of bytes that came; none is the backend's FIN.
+    fn take(&self, bytes: &[u8]) -> io::Result<()> {
         let mut heard = self.heard();
-        let read = read.and_then(|bytes| {
-            let room = MAX_GREETING - heard.greeting.len();
-            heard
-                .greeting
-                .extend_from_slice(&bytes[..bytes.len().min(room)]);
-            heard.received += bytes.len();
-            if heard.received > MAX_REPLIES {
-                let words = format!("the replies are longer than {MAX_REPLIES} bytes");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, words));
-            }
-            Ok(bytes)
-        });
-        heard.error = read.as_ref().err().map(io::Error::kind);
-        if read.as_ref().map_or(true, |bytes| bytes.is_empty()) {
+        let room = MAX_GREETING - heard.greeting.len();
+        heard.greeting.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        heard.received += bytes.len();
+        if heard.received > MAX_REPLIES {
+            let words = format!("the replies are longer than {MAX_REPLIES} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+        }
+        if bytes.is_empty() {
             self.cut.cancel();
         }
-        read.map(drop)
+        Ok(())
+    }
+
+    /// Takes note of an error of the stream.
+    fn fail(&self, error: io::Error) -> io::Error {
+        self.heard().error = Some(error.kind());
+        self.cut.cancel();
+        error
     }
 
     /// Why the connection failed. An error that the backend sent before it hung up tells more than
@@ -224,22 +204,21 @@ impl Tap {
     fn problem(&self, error: &redis::RedisError) -> Problem {
         let heard = self.heard();
         if let Some(failure) = reply::classify_greeting(&heard.greeting) {
-            return Problem {
-                failure,
-                words: None,
-            };
+            return Problem { failure, words: None };
         }
         let failure = match heard.error {
-            _ if error.kind() == redis::ErrorKind::Parse => Failure::Protocol,
             Some(io::ErrorKind::InvalidData) => Failure::Protocol,
             // The system gave up on a host that acknowledges nothing.
             Some(io::ErrorKind::TimedOut) => Failure::Timeout,
-            _ => Failure::Cut,
+            _ if self.cut.is_cancelled() => Failure::Cut,
+            // The stream is well; it is what came over it that the parser gave up on.
+            _ => Failure::Protocol,
         };
-        Problem {
-            failure,
-            words: Some(reply::tidy(&error.to_string())),
-        }
+        let words = match failure {
+            Failure::Protocol => "a reply that is not RESP, or is too long".to_owned(),
+            _ => reply::tidy(&error.to_string()),
+        };
+        Problem { failure, words: Some(words) }
     }
 }
 
@@ -257,7 +236,8 @@ impl AsyncRead for Tapped {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
-        Poll::Ready(self.tap.note(read.map(|()| &buf.filled()[before..])))
+        let read = read.and_then(|()| self.tap.take(&buf.filled()[before..]));
+        Poll::Ready(read.map_err(|error| self.tap.fail(error)))
     }
 }
 
@@ -267,7 +247,8 @@ impl AsyncWrite for Tapped {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
+        Poll::Ready(written.map_err(|error| self.tap.fail(error)))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

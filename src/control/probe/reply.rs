@@ -46,11 +46,7 @@ pub(super) struct Info(String);
 impl Info {
     fn field(&self, name: &str) -> Option<&str> {
         let mut lines = self.0.lines().filter(|line| !line.starts_with('#'));
-        lines.find_map(|line| {
-            line.split_once(':')
-                .filter(|(n, _)| *n == name)
-                .map(|(_, v)| v)
-        })
+        lines.find_map(|line| line.split_once(':').filter(|(n, _)| *n == name).map(|(_, v)| v))
     }
 
     /// The field as text that is fit to be shown.
@@ -120,10 +116,7 @@ fn classify(code: &str, details: &str) -> Failure {
 
 /// Fit for a log line: one line, no control characters, bounded.
 pub(super) fn tidy(text: &str) -> String {
-    let clean = text
-        .trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c });
+    let clean = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
     clean.take(MAX_WORDS).collect()
 }
 
@@ -140,50 +133,20 @@ mod tests {
     #[test]
     fn every_text_of_every_version_has_its_name() {
         let texts = [
-            (
-                "-LOADING Redis is loading the dataset in memory",
-                Failure::Loading,
-            ),
-            (
-                "-LOADING Valkey is loading the dataset in memory",
-                Failure::Loading,
-            ),
-            (
-                "-BUSY Redis is busy running a script. You can only call",
-                Failure::Busy,
-            ),
-            (
-                "-MASTERDOWN Link with MASTER is down and",
-                Failure::MasterDown,
-            ),
+            ("-LOADING Redis is loading the dataset in memory", Failure::Loading),
+            ("-LOADING Valkey is loading the dataset in memory", Failure::Loading),
+            ("-BUSY Redis is busy running a script. You can only call", Failure::Busy),
+            ("-MASTERDOWN Link with MASTER is down and", Failure::MasterDown),
             ("-NOAUTH Authentication required.", Failure::NoAuth),
-            (
-                "-WRONGPASS invalid username-password pair",
-                Failure::WrongPass,
-            ),
+            ("-WRONGPASS invalid username-password pair", Failure::WrongPass),
             ("-ERR invalid password", Failure::WrongPass),
-            (
-                "-ERR Client sent AUTH, but no password is set",
-                Failure::AuthNotSet,
-            ),
-            (
-                "-ERR AUTH <password> called without any password configured",
-                Failure::AuthNotSet,
-            ),
-            (
-                "-NOPERM this user has no permissions to run the 'info' command",
-                Failure::NoPerm,
-            ),
-            (
-                "-DENIED Redis is running in protected mode",
-                Failure::Denied,
-            ),
+            ("-ERR Client sent AUTH, but no password is set", Failure::AuthNotSet),
+            ("-ERR AUTH <password> called without any password configured", Failure::AuthNotSet),
+            ("-NOPERM this user has no permissions to run the 'info' command", Failure::NoPerm),
+            ("-DENIED Redis is running in protected mode", Failure::Denied),
             ("-DENIED Running in protected mode", Failure::Denied),
             ("-ERR max number of clients reached", Failure::MaxClients),
-            (
-                "-ERR max number of clients + cluster connections reached",
-                Failure::MaxClients,
-            ),
+            ("-ERR max number of clients + cluster connections reached", Failure::MaxClients),
             ("-ERR unknown command 'PING'", Failure::ErrorReply),
             ("-", Failure::ErrorReply),
         ];
@@ -196,25 +159,10 @@ mod tests {
 
     #[test]
     fn a_role_is_named_or_the_check_fails() {
-        assert_eq!(
-            text("# Replication\r\nrole:master\r\n").role().unwrap(),
-            Role::Master
-        );
-        assert_eq!(
-            text("role:slave\r\nmaster_host:x\r\n").role().unwrap(),
-            Role::Replica
-        );
-        for other in [
-            "",
-            "# role:master\r\n",
-            "role:active-replica\r\n",
-            "xrole:master\r\n",
-        ] {
-            assert_eq!(
-                text(other).role().unwrap_err().failure,
-                Failure::NoRole,
-                "{other:?}"
-            );
+        assert_eq!(text("# Replication\r\nrole:master\r\n").role().unwrap(), Role::Master);
+        assert_eq!(text("role:slave\r\nmaster_host:x\r\n").role().unwrap(), Role::Replica);
+        for other in ["", "# role:master\r\n", "role:active-replica\r\n", "xrole:master\r\n"] {
+            assert_eq!(text(other).role().unwrap_err().failure, Failure::NoRole, "{other:?}");
         }
     }
 
