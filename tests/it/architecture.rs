@@ -1,0 +1,109 @@
+//! The rooms of ARCHITECTURE.md: who may import whom.
+
+use std::{fs, path::Path};
+
+/// A room, and the rooms that it may import. `config` and `topology` are plain data.
+const ROOMS: [(&str, &[&str]); 14] = [
+    ("main", &["app", "cli", "config", "logging"]),
+    ("app", &["admin", "config", "control", "data", "lifecycle", "metrics", "net", "topology"]),
+    ("cli", &["config"]),
+    ("control/election", &["topology"]),
+    ("control/health", &["topology"]),
+    ("control", &["config", "control", "metrics", "net", "topology"]),
+    ("data", &["metrics", "net", "topology"]),
+    ("admin", &["metrics", "net", "topology"]),
+    ("config", &["topology"]),
+    ("metrics", &["topology"]),
+    ("net", &["config"]),
+    ("logging", &["config"]),
+    ("lifecycle", &[]),
+    ("topology", &[]),
+];
+
+/// Every room named in `crate::x` or `crate::{x, y::…}`.
+fn imports(source: &str) -> Vec<String> {
+    let mut rooms = Vec::new();
+    for (at, word) in source.match_indices("crate::").chain(source.match_indices("rolegate::")) {
+        let rest = &source[at + word.len()..];
+        match rest.strip_prefix('{') {
+            None => rooms.push(name(rest)),
+            Some(list) => {
+                let mut depth = 0;
+                let mut start = true;
+                for (i, c) in list.char_indices() {
+                    match c {
+                        '{' => depth += 1,
+                        '}' if depth == 0 => break,
+                        '}' => depth -= 1,
+                        ',' if depth == 0 => start = true,
+                        c if start && !c.is_whitespace() => {
+                            start = false;
+                            rooms.push(name(&list[i..]));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    rooms
+}
+
+fn name(text: &str) -> String {
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+/// The part that ships, without the tests at a file's end.
+fn shipped(source: &str) -> &str {
+    source.split("#[cfg(test)]").next().unwrap_or(source)
+}
+
+fn visit(folder: &Path, found: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        if entry.path().is_dir() {
+            visit(&entry.path(), found);
+        } else if entry.path().extension().is_some_and(|e| e == "rs") {
+            let path = entry.path().with_extension("");
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+            let file = path.strip_prefix(root).unwrap().display().to_string();
+            found.push((file, fs::read_to_string(entry.path()).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn rooms_import_only_what_they_may() {
+    let mut files = Vec::new();
+    visit(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    assert!(files.len() > 15, "{}", files.len());
+    for (file, source) in files.iter().filter(|(file, _)| file != "lib") {
+        let inside = |room: &str| file == room || file.starts_with(&format!("{room}/"));
+        let (room, allowed) = ROOMS
+            .iter()
+            .find(|(room, _)| inside(room))
+            .unwrap_or_else(|| panic!("no room: {file}"));
+        let own = room.split('/').next().unwrap();
+        for import in imports(shipped(source)) {
+            let fine = allowed.contains(&import.as_str()) || (import == own && !room.contains('/'));
+            assert!(fine, "src/{file}.rs is in the room {room} and imports {import}");
+        }
+    }
+}
+
+#[test]
+fn the_pure_core_has_no_clock_no_tasks_and_no_io() {
+    for file in ["src/control/election.rs", "src/control/health.rs", "src/control/probe/reply.rs"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let source = fs::read_to_string(path).unwrap();
+        for word in ["tokio", "Instant", "std::net", "std::io", "async ", "std::time"] {
+            assert!(!shipped(&source).contains(word), "{file} has {word}");
+        }
+    }
+}
+
+#[test]
+fn imports_are_found_in_every_shape() {
+    let source =
+        "use crate::{\n    a::{b, c},\n    d,\n};\nuse crate::e::F;\nfn f(x: crate::g::H) {}";
+    assert_eq!(imports(source), ["a", "d", "e", "g"]);
+}

@@ -1,0 +1,307 @@
+//! Every answer to a check has its name; only silence waits.
+
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    sync::Arc,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use crate::support::{
+    Fake, FakeConnection, INFO_MASTER, Node, PASSWORD, Rolegate, bulk, config, eventually,
+    free_port,
+};
+
+fn in_front_of(address: SocketAddr, password: Option<&str>) -> Rolegate {
+    Rolegate::start(&config(&[address], password))
+}
+
+/// Checks completed so far.
+fn checks(rolegate: &Rolegate) -> f64 {
+    rolegate.metric(r#"rolegate_check_duration_seconds_count{backend="n0",pool="main"}"#)
+}
+
+#[test]
+fn a_missing_or_wrong_password() {
+    let node = Node::start_with_password(&[]);
+    in_front_of(node.address(), None).wait_failure("n0", "noauth");
+    let rolegate = in_front_of(node.address(), Some("hunter2-wrong"));
+    let backend = rolegate.wait_failure("n0", "wrongpass");
+    assert!(backend["error"]["advice"].as_str().unwrap().contains("password"));
+    let failures = r#"rolegate_check_failures_total{backend="n0",pool="main",reason="wrongpass"}"#;
+    eventually("failures are counted, and logged once", || {
+        (rolegate.metric(failures) > 3.0).then_some(())
+    });
+    assert_eq!(rolegate.log("check failed").len(), 1);
+
+    let open = Node::start(&[]);
+    in_front_of(open.address(), Some(PASSWORD)).wait_failure("n0", "auth_not_set");
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    let node = Node::start(&[]);
+    // A server on which AUTH has another name repeats the arguments of the unknown command.
+    let renamed = Node::start(&["rename-command AUTH LOGIN"]);
+    for address in [node.address(), renamed.address()] {
+        let rolegate = in_front_of(address, Some("hunter2-secret"));
+        eventually("checks fail", || {
+            rolegate.status()["pools"]["main"]["backends"]["n0"]["error"]["reason"]
+                .is_string()
+                .then_some(())
+        });
+        for shown in [rolegate.output(), rolegate.get("/status").1, rolegate.get("/metrics").1] {
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn an_acl_user_needs_ping_and_info_only() {
+    let user = |rules: &str| Node::start(&[&format!("user check on >{PASSWORD} -@all {rules}")]);
+    let config = |node: &Node| {
+        config(&[node.address()], Some(PASSWORD)).replace("auth: {", "auth: { username: check,")
+    };
+    let node = user("+ping +info");
+    Rolegate::start_ready(&config(&node));
+    for rules in ["+ping", "+info"] {
+        let node = user(rules);
+        Rolegate::start(&config(&node)).wait_failure("n0", "noperm");
+    }
+}
+
+#[test]
+fn a_replica_without_its_master_that_serves_no_stale_data() {
+    let mut master = Node::start(&[]);
+    let replica = Node::start(&["replica-serve-stale-data no"]);
+    replica.follow(&master);
+    let rolegate = in_front_of(replica.address(), None);
+    eventually("it is a replica", || {
+        let role = r#"rolegate_backend_role{backend="n0",pool="main",role="replica"}"#;
+        (rolegate.metric(role) == 1.0).then_some(())
+    });
+    assert_eq!(rolegate.metric(r#"rolegate_backend_up{backend="n0",pool="main"}"#), 1.0);
+    master.kill();
+    rolegate.wait_failure("n0", "masterdown");
+}
+
+#[test]
+fn nothing_there_a_sentinel_and_a_silent_host() {
+    let nothing: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    in_front_of(nothing, None).wait_failure("n0", "refused");
+
+    let silent = Fake::start(|mut connection| connection.drain());
+    in_front_of(silent.address(), None).wait_failure("n0", "timeout");
+
+    let sentinel = Fake::start(|mut connection| {
+        loop {
+            let command = connection.command()?;
+            connection.answer_check(&command, "")?;
+        }
+    });
+    in_front_of(sentinel.address(), None).wait_failure("n0", "no_role");
+
+    let config =
+        config(&[], None).replace("backends: {  }", "backends: { n0: 'no.such.host.invalid:1' }");
+    Rolegate::start(&config).wait_failure("n0", "unresolved");
+}
+
+#[test]
+fn a_name_is_resolved() {
+    let node = Node::start(&[]);
+    let config = config(&[node.address()], None).replace("127.0.0.1:", "localhost:");
+    let config = config.replace("bind: localhost", "bind: 127.0.0.1");
+    assert_eq!(Rolegate::start_ready(&config).client().call(&["PING"]).unwrap().text(), "PONG");
+}
+
+#[test]
+fn a_long_script_is_not_a_failure() {
+    let node = Node::start(&["busy-reply-threshold 50"]);
+    let rolegate = Rolegate::start_ready(&config(&[node.address()], None));
+    let mut session = rolegate.client();
+    session.call(&["PING"]).unwrap();
+    let mut script = node.client();
+    script.send(&["EVAL", "while true do end", "0"]).unwrap();
+    let mut control = node.client();
+    eventually("the server is busy", || {
+        control.call(&["PING"]).unwrap().text().starts_with("BUSY").then_some(())
+    });
+    let before = checks(&rolegate);
+    eventually("many checks meet the script", || (checks(&rolegate) > before + 30.0).then_some(()));
+    assert_eq!(rolegate.get("/ready").0, 200);
+
+    // A connection that has proven nothing yet learns nothing from a busy server.
+    in_front_of(node.address(), None).wait_failure("n0", "busy");
+
+    control.call(&["SCRIPT", "KILL"]).unwrap();
+    script.read().unwrap();
+    assert_eq!(session.call(&["PING"]).unwrap().text(), "PONG");
+    assert_eq!(rolegate.status()["pools"]["main"]["epoch"], 1);
+}
+
+#[test]
+fn a_cut_check_connection_is_noticed_at_once_and_means_check_again() {
+    let node = Node::start(&[]);
+    let config = config(&[node.address()], None).replace("interval: 100ms", "interval: 1h");
+    let rolegate = Rolegate::start_ready(&config);
+    let before = checks(&rolegate);
+    for n in 1..=5 {
+        node.call(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        let wanted = before + f64::from(n);
+        eventually("the check is made again", || (checks(&rolegate) >= wanted).then_some(()));
+    }
+    let status = rolegate.status();
+    assert_eq!(status["pools"]["main"]["epoch"], 1);
+    assert_eq!(status["pools"]["main"]["backends"]["n0"]["error"], serde_json::Value::Null);
+    assert!(rolegate.log("check failed").is_empty());
+}
+
+#[test]
+fn a_role_is_seen_within_the_interval_over_one_kept_connection() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    let fake = Fake::start(move |mut connection| {
+        count.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let command = connection.command()?;
+            connection.answer_check(&command, INFO_MASTER)?;
+        }
+    });
+    let rolegate = Rolegate::start_ready(&config(&[fake.address()], None));
+    eventually("ten checks", || (checks(&rolegate) >= 10.0).then_some(()));
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+}
+
+/// Answers every command of a check with the same bytes.
+fn always(bytes: &'static [u8]) -> Fake {
+    Fake::start(move |mut connection| {
+        loop {
+            connection.command()?;
+            connection.send(bytes)?;
+        }
+    })
+}
+
+#[test]
+fn garbage_and_replies_of_the_wrong_kind() {
+    let answers: [&[u8]; 6] = [
+        b"\0\xff\xfe garbage \r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b":1\r\n",
+        b"+OK\r\n",
+        b"*2147483647\r\n*2147483647\r\n*2147483647\r\n!",
+        b"$-2\r\n$99999999999999999999\r\n",
+    ];
+    for answer in answers {
+        let fake = always(answer);
+        let rolegate = in_front_of(fake.address(), None);
+        let what = String::from_utf8_lossy(answer).into_owned();
+        eventually(&format!("{what:?} fails the check"), || {
+            let state = rolegate.status()["pools"]["main"]["backends"]["n0"]["state"].take();
+            (state == "down").then_some(())
+        });
+        let backend = rolegate.status()["pools"]["main"]["backends"]["n0"].take();
+        let reason = backend["error"]["reason"].as_str().unwrap().to_owned();
+        assert!(reason == "protocol" || reason == "timeout", "{what:?}: {reason}");
+        assert!(rolegate.log("a defect of rolegate: please report this panic").is_empty());
+    }
+}
+
+#[test]
+fn a_reply_without_end_is_cut_off() {
+    let fake = Fake::start(|mut connection| {
+        connection.command()?;
+        connection.send("+PONG\r\n$1000000000\r\n")?;
+        loop {
+            connection.send([b'x'; 65536])?;
+        }
+    });
+    let rolegate = in_front_of(fake.address(), None);
+    rolegate.wait_failure("n0", "protocol");
+    let before = rolegate.memory();
+    let start = checks(&rolegate);
+    eventually("more such checks", || (checks(&rolegate) > start + 20.0).then_some(()));
+    let grown = rolegate.memory().saturating_sub(before);
+    assert!(grown < 8192, "{grown} KiB");
+}
+
+#[test]
+fn replies_in_one_byte_pieces_and_a_long_info() {
+    let long: String = (0..200)
+        .map(|n| format!("slave{n}:ip=10.0.0.{n},port=6379,state=online,offset=42,lag=0\r\n"))
+        .collect();
+    let info = format!("{INFO_MASTER}{long}");
+    assert!(info.len() > 4096);
+    let fake = Fake::start(move |mut connection: FakeConnection| {
+        let answer = |connection: &mut FakeConnection| -> std::io::Result<()> {
+            let command = connection.command()?;
+            let reply = match command[0].as_str() {
+                "PING" => "+PONG\r\n".to_owned(),
+                _ => bulk(&info),
+            };
+            // In pieces first, at full speed later.
+            let (slow, fast) = reply.split_at(reply.len().min(100));
+            slow.bytes().try_for_each(|byte| connection.send([byte]))?;
+            connection.send(fast)
+        };
+        loop {
+            answer(&mut connection)?;
+        }
+    });
+    let rolegate = in_front_of(fake.address(), None);
+    rolegate.wait_ready();
+    assert_eq!(rolegate.status()["pools"]["main"]["backends"]["n0"]["offset"], 42);
+}
+
+#[test]
+fn errors_that_come_unasked_before_the_hang_up() {
+    let greetings = [
+        ("-DENIED Redis is running in protected mode because ...\r\n", "denied"),
+        ("-DENIED Running in protected mode because ...\r\n", "denied"),
+        ("-ERR max number of clients reached\r\n", "maxclients"),
+    ];
+    for (greeting, reason) in greetings {
+        let fake = Fake::start(move |mut connection| connection.send(greeting));
+        in_front_of(fake.address(), None).wait_failure("n0", reason);
+    }
+}
+
+#[test]
+fn a_backend_that_resets_or_closes_at_once() {
+    let closes = Fake::start(|_| Ok(()));
+    in_front_of(closes.address(), None).wait_failure("n0", "cut");
+
+    let resets = Fake::start(|connection| {
+        socket2::SockRef::from(connection.stream()).set_linger(Some(std::time::Duration::ZERO))
+    });
+    in_front_of(resets.address(), None).wait_failure("n0", "cut");
+}
+
+#[test]
+fn a_backend_that_cuts_after_every_answer_is_not_checked_without_pause() {
+    let fake = Fake::start(|mut connection| {
+        for _ in 0..3 {
+            let command = connection.command()?;
+            connection.answer_check(&command, INFO_MASTER)?;
+        }
+        Err(ErrorKind::ConnectionAborted.into())
+    });
+    let rolegate = in_front_of(fake.address(), None);
+    rolegate.wait_ready();
+    let (before, since) = (checks(&rolegate), std::time::Instant::now());
+    eventually("some checks", || (checks(&rolegate) > before + 50.0).then_some(()));
+    let rate = (checks(&rolegate) - before) / since.elapsed().as_secs_f64();
+    assert!(rate < 400.0, "{rate} checks a second");
+}
+
+#[test]
+fn a_push_before_the_reply_is_passed_over() {
+    let fake = Fake::start(|mut connection| {
+        loop {
+            let command = connection.command()?;
+            connection.send(">2\r\n+invalidate\r\n*1\r\n+key\r\n")?;
+            connection.answer_check(&command, INFO_MASTER)?;
+        }
+    });
+    in_front_of(fake.address(), None).wait_ready();
+}

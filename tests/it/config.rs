@@ -1,0 +1,212 @@
+//! The config as its users meet it: through `rolegate check`.
+
+use std::{fs, path::Path};
+
+use tempfile::tempdir;
+
+use crate::support::check_config;
+
+const GOOD: &str = "listeners:\n  redis: { bind: 127.0.0.1:6379, pool: main }\npools:\n  main:\n    backends: { a: 127.0.0.1:7001 }\n";
+
+fn check(text: &str) -> (Option<i32>, String) {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("proxy.yaml");
+    fs::write(&file, text).unwrap();
+    let output = check_config(&file, &[("IT_SET", "x"), ("IT_EMPTY", "")]);
+    let words = String::from_utf8(output.stderr).unwrap();
+    (output.status.code(), words.replace(&format!("{}:", file.display()), ""))
+}
+
+#[test]
+fn every_error_has_its_place_and_words() {
+    let pool = |rest: &str| format!("{GOOD}{rest}");
+    let listener = |text: &str| GOOD.replace("bind: 127.0.0.1:6379, pool: main", text);
+    let backend = |text: &str| GOOD.replace("{ a: 127.0.0.1:7001 }", text);
+    let cases: Vec<(String, &[&str])> = vec![
+        (String::new(), &["1:1: the file is not a mapping: found nothing"]),
+        ("- a\n".into(), &["1:1: the file is not a mapping: found a list"]),
+        ("a: [\n".into(), &["2:1: this is not valid YAML"]),
+        ("{}\n".into(), &["1:1: pools is missing", "1:1: listeners is missing"]),
+        (pool("port: 1\n"), &["6:1: unknown key: found \"port\"; allowed are listeners"]),
+        (pool("amdin: 1\n"), &["6:1: unknown key: found \"amdin\", did you mean \"admin\"?"]),
+        (pool("pools: {}\n"), &["6:1: duplicate key: found \"pools\" again"]),
+        (
+            pool("    check: { interval: 100 }\n"),
+            &["6:24: pools.main.check.interval is a duration without a unit: found 100"],
+        ),
+        (
+            pool("    check: { timeout: 1.5s }\n"),
+            &["6:23: pools.main.check.timeout is not a duration: found \"1.5s\""],
+        ),
+        (
+            pool("    check: { timeout: 0ms }\n"),
+            &[
+                "pools.main.check.timeout is out of range: found \"0ms\"; allowed is a whole number with ms, s, m or h, from 1ms to 60s",
+            ],
+        ),
+        (
+            pool("    check: { fall: 0 }\n"),
+            &["6:20: pools.main.check.fall is not a count: found 0"],
+        ),
+        (pool("    check:\n"), &["pools.main.check is not a mapping: found nothing"]),
+        (
+            pool("    auth: {}\n"),
+            &["6:11: pools.main.auth needs exactly one source of the password: found none"],
+        ),
+        (pool("    auth: { username: x }\n"), &["found none"]),
+        (
+            pool("    auth: { password: x, password_env: IT_SET }\n"),
+            &["6:11: pools.main.auth needs exactly one source", "found password and password_env"],
+        ),
+        (
+            pool("    auth: { password_env: IT_UNSET }\n"),
+            &["6:27: pools.main.auth.password_env names a variable that is not set"],
+        ),
+        (
+            pool("    auth: { password_env: IT_EMPTY }\n"),
+            &["6:27: pools.main.auth.password_env gives an empty password"],
+        ),
+        (
+            pool("    auth: { password_file: /nonexistent }\n"),
+            &["6:28: pools.main.auth.password_file names a file that cannot be read"],
+        ),
+        (
+            pool("    auth: { password: 123 }\n"),
+            &[
+                "6:23: pools.main.auth.password is not text: found a number; allowed is text; put it in quotes",
+            ],
+        ),
+        (
+            pool("admin: { bind: 127.0.0.1:6379 }\n"),
+            &[
+                "6:16: admin.bind takes an address that is taken: found 127.0.0.1:6379, and listeners.redis.bind has 127.0.0.1:6379",
+            ],
+        ),
+        (
+            pool("log: { level: loud }\n"),
+            &[
+                "6:15: log.level is unknown: found \"loud\"; allowed are error, warn, info, debug, trace",
+            ],
+        ),
+        (pool("log: { format: jsn }\n"), &["found \"jsn\", did you mean \"json\"?"]),
+        (pool("shutdown_timeout: 10\n"), &["6:19: shutdown_timeout is a duration without a unit"]),
+        (
+            listener("bind: localhost:6379, pool: main"),
+            &[
+                "2:18: listeners.redis.bind is not an address to listen on: found \"localhost:6379\"",
+            ],
+        ),
+        (listener("bind: [], pool: main"), &["listeners.redis.bind is empty"]),
+        (
+            listener("bind: [127.0.0.1:1, \"*:1\"], pool: main"),
+            &["found *:1, and listeners.redis.bind has 127.0.0.1:1"],
+        ),
+        (listener("pool: main"), &["2:10: listeners.redis.bind is missing"]),
+        (
+            listener("bind: 127.0.0.1:1, pool: mian"),
+            &[
+                "2:37: listeners.redis.pool names an unknown pool: found \"mian\", did you mean \"main\"?; allowed is main",
+            ],
+        ),
+        (
+            listener("bind: 127.0.0.1:1, pool: main, role: replica"),
+            &["listeners.redis.role is unknown: found \"replica\"; allowed is master"],
+        ),
+        (backend("{}"), &["pools.main.backends is empty; at least one backend is needed"]),
+        (
+            backend("{ a: redis }"),
+            &[
+                "5:20: pools.main.backends.a is not an address: found \"redis\"; allowed are HOST:PORT",
+            ],
+        ),
+        (
+            backend("{ a: x:1, b: x:1 }"),
+            &["pools.main.backends.b has the address of a: found x:1 twice"],
+        ),
+        (
+            backend("{ a: x:1, a: y:1 }"),
+            &["5:25: duplicate key in pools.main.backends: found \"a\" again"],
+        ),
+        (
+            backend("{ 'a b': x:1 }"),
+            &["5:17: pools.main.backends has a bad backend name: found \"a b\""],
+        ),
+        (
+            backend("{ a: 'redis://:hunter2@x:1' }"),
+            &["found text with an @ (not shown, it may hold a password)"],
+        ),
+        (
+            GOOD.replace("127.0.0.1:6379", "*:6379"),
+            &["2:", "this is not valid YAML", "put the address in quotes"],
+        ),
+        (GOOD.replace("127.0.0.1:6379", "[::]:6379"), &["2:", "put the address in quotes"]),
+    ];
+    for (text, expected) in cases {
+        let (code, words) = check(&text);
+        assert_eq!(code, Some(2), "{text}\n{words}");
+        for part in expected {
+            assert!(words.contains(part), "{text}\nwants {part:?}, has:\n{words}");
+        }
+        assert!(!words.contains("hunter2"), "{words}");
+        for line in words.lines() {
+            let mut parts = line.splitn(3, ':');
+            let position = [parts.next(), parts.next()].map(|p| p.unwrap().parse::<usize>());
+            assert!(position.iter().all(Result::is_ok), "FILE:LINE:COL: {line}");
+        }
+    }
+}
+
+#[test]
+fn all_errors_come_in_one_run_in_the_order_of_the_file() {
+    let text = GOOD
+        .replace("127.0.0.1:6379", "nowhere")
+        .replace("pool: main", "pool: mian")
+        .replace("127.0.0.1:7001", "nowhere")
+        + "loog: 1\n";
+    let (code, words) = check(&text);
+    assert_eq!(code, Some(2));
+    let places: Vec<_> = words.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(places, ["2:18", "2:33", "5:20", "6:1"], "{words}");
+}
+
+#[test]
+fn good_configs_of_every_kind() {
+    let folder = tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    fs::write(&secret, "pass\n").unwrap();
+    let good = [
+        GOOD.to_owned(),
+        format!("{GOOD}    auth: {{ password_file: {} }}\n", secret.display()),
+        format!("{GOOD}    auth: {{ username: u, password_env: IT_SET }}\n"),
+        GOOD.replace("127.0.0.1:6379", "\"*:6379\""),
+        GOOD.replace("127.0.0.1:6379", "\"[::]:6379\""),
+        GOOD.replace("127.0.0.1:6379", "[127.0.0.1:6379, \"[::1]:6379\"]"),
+        GOOD.replace("{ a: 127.0.0.1:7001 }", "{ a: \"[::1]:7001\", b: redis.local:7001 }"),
+        format!(
+            "{GOOD}shutdown_timeout: 0s\nlog: {{ format: json, level: debug }}\nadmin: {{ bind: \":9101\" }}\n"
+        ),
+    ];
+    for text in &good {
+        assert_eq!(check(text), (Some(0), String::new()), "{text}");
+    }
+}
+
+#[test]
+fn the_shipped_config_and_every_example_are_valid() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = vec![root.join("proxy.yaml")];
+    for entry in fs::read_dir(root.join("examples")).unwrap() {
+        files.extend(
+            entry
+                .map(|entry| entry.path())
+                .ok()
+                .filter(|p| p.extension().is_some_and(|e| e == "yaml")),
+        );
+    }
+    assert!(files.len() > 2, "{files:?}");
+    for file in files {
+        let output = check_config(&file, &[("REDIS_PASSWORD", "x")]);
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{words}");
+    }
+}

@@ -1,0 +1,288 @@
+//! The master changes: every session on the old one ends, and new clients land on the new one.
+
+use std::{
+    io::ErrorKind,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::support::{
+    Client, Fake, Group, INFO_MASTER, Node, PASSWORD, Reply, Rolegate, Sentinels, config, encode,
+    eventually,
+};
+
+/// Far more than any of these should take, and far less than the next poll of a slow machine.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// Four sessions through rolegate: idle, blocked, subscribed, and in the middle of a pipeline.
+fn sessions(rolegate: &Rolegate) -> Vec<(&'static str, Client)> {
+    let login = || Client::login(rolegate.address(), PASSWORD).unwrap();
+    let idle = login();
+    let mut blocked = login();
+    blocked.send(&["BLPOP", "nothing", "0"]).unwrap();
+    let mut subscribed = login();
+    subscribed.call(&["SUBSCRIBE", "news"]).unwrap();
+    let mut pipeline = login();
+    let mut commands: Vec<u8> = (0..50).flat_map(|_| encode(&[b"INCR", b"n"])).collect();
+    commands.extend(encode(&[b"BLPOP", b"nothing", b"0"]));
+    commands.extend((0..50).flat_map(|_| encode(&[b"INCR", b"n"])));
+    pipeline.send_raw(&commands).unwrap();
+    for _ in 0..50 {
+        pipeline.read().unwrap();
+    }
+    vec![("idle", idle), ("blocked", blocked), ("subscribed", subscribed), ("pipeline", pipeline)]
+}
+
+fn all_end(sessions: Vec<(&'static str, Client)>, since: Instant, within: Duration) {
+    for (state, mut client) in sessions {
+        client.set_read_timeout(within);
+        let (_, end) = client.end();
+        assert!(
+            matches!(end, ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof),
+            "the {state} session: {end:?}"
+        );
+    }
+    let took = since.elapsed();
+    assert!(took < within, "all sessions ended after {took:?}");
+}
+
+/// The next connection writes to this node.
+fn lands_on(rolegate: &Rolegate, node: &Node) {
+    let mut client = Client::login(rolegate.address(), PASSWORD).unwrap();
+    client.call(&["SET", "where", &node.port().to_string()]).unwrap();
+    assert_eq!(node.call(&["GET", "where"]).text(), node.port().to_string());
+}
+
+fn is_refused(rolegate: &Rolegate) {
+    let end = match Client::connect(rolegate.address()) {
+        Ok(mut client) => client.end().1,
+        Err(error) => error.kind(),
+    };
+    assert_eq!(end, ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_killed_master() {
+    let mut group = Group::start(3);
+    let rolegate = Rolegate::start_ready(&group.config());
+    let sessions = sessions(&rolegate);
+    let killed = group.nodes[0].kill();
+    all_end(sessions, killed, AT_ONCE);
+    rolegate.wait_failure("n0", "refused");
+    is_refused(&rolegate);
+    let (code, reason) = rolegate.get("/ready");
+    assert_eq!(code, 503);
+    assert!(reason.contains("no backend is a proven master"), "{reason}");
+
+    group.nodes[1].promote();
+    rolegate.wait_master("n1");
+    lands_on(&rolegate, &group.nodes[1]);
+    assert_eq!(rolegate.metric(r#"rolegate_pool_master_changes_total{pool="main"}"#), 1.0);
+}
+
+#[test]
+fn a_frozen_master_is_cut_after_its_silence_and_not_believed_when_it_wakes() {
+    let group = Group::start(3);
+    let rolegate = Rolegate::start_ready(&group.config());
+    let sessions = sessions(&rolegate);
+    let frozen = group.nodes[0].freeze();
+    // fall 2 x timeout 500 ms of silence.
+    all_end(sessions, frozen, Duration::from_secs(1) + AT_ONCE);
+    rolegate.wait_failure("n0", "timeout");
+    group.nodes[1].promote();
+    rolegate.wait_master("n1");
+    lands_on(&rolegate, &group.nodes[1]);
+
+    group.nodes[0].thaw();
+    eventually("two masters are a conflict", || {
+        (rolegate.metric(r#"rolegate_pool_conflict{pool="main"}"#) == 1.0).then_some(())
+    });
+    is_refused(&rolegate);
+}
+
+#[test]
+fn a_short_silence_changes_nothing() {
+    let group = Group::start(2);
+    let config = group.config().replace("fall: 2", "fall: 100");
+    let rolegate = Rolegate::start_ready(&config);
+    let mut client = Client::login(rolegate.address(), PASSWORD).unwrap();
+    group.nodes[0].freeze();
+    rolegate.wait_log("check failed");
+    group.nodes[0].thaw();
+    rolegate.wait_log("checks pass again");
+    assert_eq!(client.call(&["PING"]).unwrap().text(), "PONG");
+    assert_eq!(rolegate.status()["pools"]["main"]["epoch"], 1);
+}
+
+#[test]
+fn a_demoted_master() {
+    let group = Group::start(3);
+    let rolegate = Rolegate::start_ready(&group.config());
+    let sessions = sessions(&rolegate);
+    let demoted = Instant::now();
+    // Redis itself closes nothing but the blocked client.
+    group.nodes[0].call(&["REPLICAOF", "127.0.0.1", &group.nodes[1].port().to_string()]);
+    all_end(sessions, demoted, AT_ONCE);
+    is_refused(&rolegate);
+    group.nodes[1].promote();
+    rolegate.wait_master("n1");
+    lands_on(&rolegate, &group.nodes[1]);
+    let revoked = r#"rolegate_sessions_closed_total{listener="redis",reason="revoked"}"#;
+    assert!(rolegate.metric(revoked) >= 3.0);
+}
+
+#[test]
+fn two_masters_are_refused_until_one_gives_way() {
+    let group = Group::start(2);
+    let rolegate = Rolegate::start_ready(&group.config());
+    let sessions = sessions(&rolegate);
+    let promoted = Instant::now();
+    group.nodes[1].promote();
+    all_end(sessions, promoted, AT_ONCE);
+    is_refused(&rolegate);
+    let (code, reason) = rolegate.get("/ready");
+    assert_eq!(code, 503);
+    assert!(reason.contains("several backends say role:master: n0, n1"), "{reason}");
+    assert_eq!(rolegate.metric(r#"rolegate_pool_conflict{pool="main"}"#), 1.0);
+    assert_eq!(rolegate.metric(r#"rolegate_pool_verdict{pool="main",verdict="conflict"}"#), 1.0);
+    assert_eq!(rolegate.status()["pools"]["main"]["verdict"], "refuse");
+
+    group.nodes[0].follow(&group.nodes[1]);
+    rolegate.wait_master("n1");
+    assert_eq!(rolegate.metric(r#"rolegate_pool_conflict{pool="main"}"#), 0.0);
+    lands_on(&rolegate, &group.nodes[1]);
+}
+
+#[test]
+fn two_masters_at_the_start_are_never_served() {
+    let nodes = [Node::start(&[]), Node::start(&[])];
+    let rolegate = Rolegate::start(&config(&[nodes[0].address(), nodes[1].address()], None));
+    let line = rolegate.wait_log("verdict changed");
+    assert_eq!(line["to"], "refuse: several backends say role:master: n0, n1");
+    assert!(
+        rolegate
+            .log("verdict changed")
+            .iter()
+            .all(|l| l["to"].as_str().unwrap().starts_with("refuse"))
+    );
+}
+
+#[test]
+fn a_master_that_restarts_as_another_process_is_a_new_grant() {
+    let mut node = Node::start(&[]);
+    let rolegate = Rolegate::start_ready(&config(&[node.address()], None));
+    let mut client = rolegate.client();
+    client.call(&["PING"]).unwrap();
+    node.kill();
+    node.restart();
+    assert_ne!(client.end().1, ErrorKind::WouldBlock);
+    rolegate.wait_ready();
+    assert!(rolegate.status()["pools"]["main"]["epoch"].as_u64().unwrap() >= 2);
+    assert_eq!(rolegate.client().call(&["PING"]).unwrap().text(), "PONG");
+}
+
+#[test]
+fn a_loading_node_is_not_served() {
+    let mut node =
+        Node::start(&["key-load-delay 1000", "loading-process-events-interval-bytes 1024"]);
+    let mut client = node.client();
+    client.call(&["DEBUG", "POPULATE", "2000"]).unwrap();
+    client.call(&["SAVE"]).unwrap();
+    node.kill();
+    node.restart_only();
+    let rolegate = Rolegate::start(&config(&[node.address()], None));
+    rolegate.wait_failure("n0", "loading");
+    assert_eq!(node.info("role").unwrap(), "master", "a loading node says that it is the master");
+    is_refused(&rolegate);
+    rolegate.wait_ready();
+    assert_eq!(rolegate.client().call(&["DBSIZE"]).unwrap(), Reply::Int(2000));
+}
+
+#[test]
+fn what_the_old_master_has_answered_is_delivered_before_the_reset() {
+    // Fits into the client's kernel, which takes it without the client reading.
+    const LENGTH: usize = 40_000;
+    let demoted = Arc::new(AtomicBool::new(false));
+    let says = demoted.clone();
+    let fake = Fake::start(move |mut connection| {
+        loop {
+            let command = connection.command()?;
+            let info = if says.load(Ordering::Relaxed) {
+                INFO_MASTER.replace("role:master", "role:slave")
+            } else {
+                INFO_MASTER.to_owned()
+            };
+            if !connection.answer_check(&command, &info)? {
+                connection.send(format!("${LENGTH}\r\n{}\r\n", "x".repeat(LENGTH)))?;
+            }
+        }
+    });
+    let rolegate = Rolegate::start_ready(&config(&[fake.address()], None));
+    let mut client = rolegate.client();
+    client.send(&["FETCH"]).unwrap();
+    eventually("the reply is under way", || {
+        let moved =
+            rolegate.metric(r#"rolegate_listener_bytes_total{direction="out",listener="redis"}"#);
+        (moved > 0.0).then_some(())
+    });
+    demoted.store(true, Ordering::Relaxed);
+    let line = rolegate.wait_log("session closed");
+    assert_eq!(line["reason"], "revoked");
+    assert_eq!(client.read().unwrap(), Reply::Bulk(vec![b'x'; LENGTH]));
+    assert_eq!(client.read().unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_client_that_reads_nothing_cannot_keep_its_lost_session() {
+    let demoted = Arc::new(AtomicBool::new(false));
+    let says = demoted.clone();
+    let fake = Fake::start(move |mut connection| {
+        loop {
+            let command = connection.command()?;
+            let info = if says.load(Ordering::Relaxed) {
+                INFO_MASTER.replace("role:master", "role:slave")
+            } else {
+                INFO_MASTER.to_owned()
+            };
+            if !connection.answer_check(&command, &info)? {
+                while connection.send([b'x'; 65536]).is_ok() {}
+            }
+        }
+    });
+    let rolegate = Rolegate::start_ready(&config(&[fake.address()], None));
+    let mut client = rolegate.client();
+    client.send(&["FLOOD"]).unwrap();
+    eventually("the flood has begun", || {
+        let moved =
+            rolegate.metric(r#"rolegate_listener_bytes_total{direction="out",listener="redis"}"#);
+        (moved > 1e6).then_some(())
+    });
+    let since = Instant::now();
+    demoted.store(true, Ordering::Relaxed);
+    assert_eq!(rolegate.wait_log("session closed")["reason"], "revoked");
+    assert!(since.elapsed() < AT_ONCE, "{:?}", since.elapsed());
+}
+
+/// The story of the README: the master dies, Sentinel promotes a replica, the key is still there
+/// through the same address.
+#[test]
+fn a_sentinel_failover_end_to_end() {
+    let mut group = Group::start(3);
+    let _sentinels = Sentinels::start(&group);
+    let rolegate = Rolegate::start_ready(&group.config());
+    let mut client = Client::login(rolegate.address(), PASSWORD).unwrap();
+    client.call(&["SET", "key", "still there"]).unwrap();
+    assert_eq!(client.call(&["WAIT", "2", "5000"]).unwrap(), Reply::Int(2));
+    group.nodes[0].kill();
+    let value = eventually("the key is back", || {
+        Client::login(rolegate.address(), PASSWORD).ok()?.call(&["GET", "key"]).ok()
+    });
+    assert_eq!(value.text(), "still there");
+    let mut writer = Client::login(rolegate.address(), PASSWORD).unwrap();
+    assert_eq!(writer.call(&["SET", "key", "new"]).unwrap().text(), "OK");
+    let master = rolegate.status()["pools"]["main"]["master"].as_str().unwrap().to_owned();
+    assert!(master == "n1" || master == "n2", "{master}");
+}

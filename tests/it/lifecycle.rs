@@ -1,0 +1,104 @@
+//! Start, stop, signals and exit codes.
+
+use std::{io::ErrorKind, net::TcpListener, process::Command, time::Instant};
+
+use rustix::process::Signal;
+
+use crate::support::{Client, Node, Rolegate, config, eventually};
+
+fn served(settings: &str) -> (Node, Rolegate, Client) {
+    let node = Node::start(&[]);
+    let config = format!("{}{settings}", config(&[node.address()], None));
+    let rolegate = Rolegate::start_ready(&config);
+    let mut client = rolegate.client();
+    client.call(&["PING"]).unwrap();
+    (node, rolegate, client)
+}
+
+fn refuses_connections(rolegate: &Rolegate) -> bool {
+    Client::connect(rolegate.address()).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
+}
+
+#[test]
+fn sessions_may_end_by_themselves_after_a_stop() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let (_node, mut rolegate, mut client) = served("shutdown_timeout: 1h\n");
+        rolegate.signal(signal);
+        eventually("no new clients", || refuses_connections(&rolegate).then_some(()));
+        assert_eq!(client.call(&["PING"]).unwrap().text(), "PONG");
+        assert_eq!(rolegate.get("/ready"), (503, "draining: rolegate is stopping\n".into()));
+        assert_eq!(rolegate.get("/live").0, 200);
+        drop(client);
+        assert_eq!(rolegate.wait_exit(), Some(0));
+    }
+}
+
+#[test]
+fn sessions_are_cut_after_the_shutdown_timeout() {
+    let (_node, mut rolegate, mut client) = served("shutdown_timeout: 300ms\n");
+    rolegate.signal(Signal::TERM);
+    let (_, end) = client.end();
+    assert!(matches!(end, ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof), "{end:?}");
+    assert_eq!(rolegate.wait_exit(), Some(0));
+    let line = &rolegate.log("session closed")[0];
+    assert_eq!((&line["reason"], &line["bytes_in"]), (&"shutdown".into(), &14.into()));
+}
+
+#[test]
+fn sessions_stay_supervised_while_they_end() {
+    let (node, rolegate, mut client) = served("shutdown_timeout: 1h\n");
+    rolegate.signal(Signal::TERM);
+    rolegate.wait_log("stopping: no new clients, sessions may end");
+    node.call(&["REPLICAOF", "127.0.0.1", "1"]);
+    assert_eq!(client.end().1, ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let (_node, mut rolegate, _client) = served("shutdown_timeout: 1h\n");
+    rolegate.signal(Signal::TERM);
+    rolegate.wait_log("stopping: no new clients, sessions may end");
+    assert!(rolegate.is_running());
+    let since = Instant::now();
+    rolegate.signal(Signal::TERM);
+    assert_eq!(rolegate.wait_exit(), Some(0));
+    assert!(since.elapsed().as_secs() < 10);
+}
+
+#[test]
+fn a_taken_address_is_named_and_ends_with_1() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let wrong = [
+        ("listeners:\n  redis: { bind: 127.0.0.1:0", "listeners.redis.bind"),
+        ("admin: { bind: 127.0.0.1:0", "admin.bind"),
+    ];
+    for (place, key) in wrong {
+        let text = config(&["127.0.0.1:1".parse().unwrap()], None)
+            .replace(place, &place.replace(":0", &format!(":{port}")));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("proxy.yaml");
+        std::fs::write(&file, text).unwrap();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_rolegate")).arg("-f").arg(&file).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert!(words.contains(&format!("127.0.0.1:{port} ({key})")), "{words}");
+    }
+}
+
+#[test]
+fn bad_usage_ends_with_2_and_version_and_help_with_0() {
+    let code = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rolegate"));
+        let output = command.args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(code(&["--nonsense"]).0, Some(2));
+    assert_eq!(code(&["-f", "/nonexistent.yaml"]).0, Some(2));
+    assert_eq!(
+        code(&["--version"]),
+        (Some(0), format!("rolegate {}\n", env!("CARGO_PKG_VERSION")))
+    );
+    assert_eq!(code(&["--help"]).0, Some(0));
+}

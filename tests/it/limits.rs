@@ -1,0 +1,55 @@
+//! Too many clients, too few descriptors.
+
+use crate::support::{Client, Node, Rolegate, config, eventually};
+
+#[test]
+fn running_out_of_descriptors_does_not_end_the_listener() {
+    let node = Node::start(&[]);
+    let rolegate = Rolegate::start_with_descriptors(&config(&[node.address()], None), 60);
+    rolegate.wait_ready();
+    let many: Vec<Client> = (0..100).map(|_| rolegate.client()).collect();
+    rolegate.wait_log("cannot accept");
+    assert_eq!(rolegate.log("cannot accept").len(), 1, "once, not for every try");
+    drop(many);
+    rolegate.wait_log("accepts clients again");
+    eventually("a client is served again", || {
+        let reply = Client::connect(rolegate.address()).ok()?.call(&["PING"]).ok()?;
+        (reply.text() == "PONG").then_some(())
+    });
+    eventually("no session is left", || {
+        (rolegate.metric(r#"rolegate_listener_sessions{listener="redis"}"#) == 0.0).then_some(())
+    });
+    assert!(rolegate.metric(r#"rolegate_accept_errors_total{listener="redis"}"#) >= 1.0);
+}
+
+#[test]
+fn a_thousand_idle_sessions_cost_less_than_4_mb() {
+    let node = Node::start(&[]);
+    let rolegate = Rolegate::start_ready(&config(&[node.address()], None));
+    // The buffers of the workers are no session's.
+    let mut warm: Vec<Client> = (0..20).map(|_| rolegate.client()).collect();
+    warm.iter_mut().for_each(|client| drop(client.call(&["PING"]).unwrap()));
+    let before = rolegate.memory();
+    let mut idle: Vec<Client> = (0..1000).map(|_| rolegate.client()).collect();
+    idle.iter_mut().for_each(|client| drop(client.call(&["PING"]).unwrap()));
+    let grown = rolegate.memory().saturating_sub(before);
+    assert!(grown < 4096, "{grown} KiB");
+    println!("1,000 idle sessions: {grown} KiB");
+}
+
+#[test]
+fn clients_that_all_come_at_once_are_all_served() {
+    let node = Node::start(&[]);
+    let rolegate = Rolegate::start_ready(&config(&[node.address()], None));
+    let mut clients: Vec<Client> = (0..1500).map(|_| rolegate.client()).collect();
+    for client in &mut clients {
+        client.send(&["PING"]).unwrap();
+    }
+    for client in &mut clients {
+        assert_eq!(client.read().unwrap().text(), "PONG");
+    }
+    drop(clients);
+    eventually("no session is left", || {
+        (rolegate.metric(r#"rolegate_listener_sessions{listener="redis"}"#) == 0.0).then_some(())
+    });
+}

@@ -1,0 +1,15 @@
+//! Every integration test, in one binary: the real rolegate in front of real Redis processes, and
+//! of a scripted fake for faults that no real server shows.
+#![allow(unreachable_pub, reason = "in a test binary everything is")]
+#![allow(clippy::disallowed_types, reason = "tests measure real time")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+
+mod admin;
+mod architecture;
+mod checks;
+mod config;
+mod failover;
+mod lifecycle;
+mod limits;
+mod support;
+mod traffic;

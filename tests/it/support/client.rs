@@ -1,0 +1,134 @@
+//! A Redis client that hides nothing: it sends bytes and reads replies one by one.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use super::SOON;
+
+/// One RESP2 or RESP3 reply.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    Simple(String),
+    Error(String),
+    Int(i64),
+    Bulk(Vec<u8>),
+    Nil,
+    Array(Vec<Self>),
+}
+
+impl Reply {
+    pub fn text(&self) -> String {
+        match self {
+            Self::Simple(text) | Self::Error(text) => text.clone(),
+            Self::Int(number) => number.to_string(),
+            Self::Bulk(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            Self::Nil => "(nil)".to_owned(),
+            Self::Array(items) => items.iter().map(Self::text).collect::<Vec<_>>().join(" "),
+        }
+    }
+}
+
+/// A connection. Reads fail after [`SOON`].
+pub struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.set_write_timeout(Some(SOON))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// Connects and logs in.
+    pub fn login(address: SocketAddr, password: &str) -> io::Result<Self> {
+        let mut client = Self::connect(address)?;
+        match client.call(&["AUTH", password])? {
+            Reply::Simple(_) => Ok(client),
+            other => Err(io::Error::other(other.text())),
+        }
+    }
+
+    pub fn call(&mut self, command: &[&str]) -> io::Result<Reply> {
+        self.send(command)?;
+        self.read()
+    }
+
+    pub fn send(&mut self, command: &[&str]) -> io::Result<()> {
+        let command: Vec<_> = command.iter().map(|word| word.as_bytes()).collect();
+        self.send_raw(&encode(&command))
+    }
+
+    pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
+    }
+
+    /// Says that nothing more will be sent; replies can still be read.
+    pub fn finish(&mut self) {
+        self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
+    }
+
+    pub fn set_read_timeout(&mut self, timeout: Duration) {
+        self.stream.get_ref().set_read_timeout(Some(timeout)).unwrap();
+    }
+
+    /// Reads one reply. `UnexpectedEof` at a FIN, `ConnectionReset` at a RST.
+    pub fn read(&mut self) -> io::Result<Reply> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let line = line.trim_end();
+        let (kind, rest) = line.split_at(1);
+        Ok(match kind {
+            "+" => Reply::Simple(rest.to_owned()),
+            "-" => Reply::Error(rest.to_owned()),
+            ":" => Reply::Int(rest.parse().unwrap()),
+            "_" => Reply::Nil,
+            "$" | "=" => match rest.parse::<usize>() {
+                Ok(length) => {
+                    let mut bytes = vec![0; length + 2];
+                    self.stream.read_exact(&mut bytes)?;
+                    bytes.truncate(length);
+                    Reply::Bulk(bytes)
+                }
+                Err(_) => Reply::Nil,
+            },
+            "*" | ">" | "~" => self.read_many(rest.parse().unwrap_or(0))?,
+            "%" => self.read_many(2 * rest.parse::<usize>().unwrap())?,
+            other => panic!("not RESP: {other}{rest}"),
+        })
+    }
+
+    fn read_many(&mut self, count: usize) -> io::Result<Reply> {
+        (0..count).map(|_| self.read()).collect::<io::Result<_>>().map(Reply::Array)
+    }
+
+    /// Waits until the other side ends the connection, and tells how. Replies that come before
+    /// are collected.
+    pub fn end(&mut self) -> (Vec<Reply>, io::ErrorKind) {
+        let mut replies = Vec::new();
+        loop {
+            match self.read() {
+                Ok(reply) => replies.push(reply),
+                Err(error) => return (replies, error.kind()),
+            }
+        }
+    }
+}
+
+/// A command as an array of bulk strings.
+pub fn encode(command: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", command.len()).into_bytes();
+    for word in command {
+        bytes.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+        bytes.extend_from_slice(word);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes
+}

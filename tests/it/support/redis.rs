@@ -1,0 +1,248 @@
+//! Real redis-server and redis-sentinel processes, each in a folder of its own.
+
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{Client, Reply, eventually, free_port};
+
+/// The password of every node of a [`Group`].
+pub const PASSWORD: &str = "it-secret-93";
+
+/// One process. It ends with the test.
+pub struct Node {
+    child: Child,
+    program: &'static str,
+    port: u16,
+    folder: TempDir,
+    password: Option<&'static str>,
+}
+
+impl Node {
+    /// Starts a redis-server with these lines of configuration beside the usual ones.
+    pub fn start(lines: &[&str]) -> Self {
+        Self::start_program("redis-server", None, lines)
+    }
+
+    /// The same, with [`PASSWORD`].
+    pub fn start_with_password(lines: &[&str]) -> Self {
+        let auth = [format!("requirepass {PASSWORD}"), format!("masterauth {PASSWORD}")];
+        let lines: Vec<_> = auth.iter().map(String::as_str).chain(lines.iter().copied()).collect();
+        Self::start_program("redis-server", Some(PASSWORD), &lines)
+    }
+
+    fn start_program(
+        program: &'static str,
+        password: Option<&'static str>,
+        lines: &[&str],
+    ) -> Self {
+        // Another process may take the port between the look and the start.
+        for _ in 0..5 {
+            let folder = TempDir::new().unwrap();
+            let port = free_port();
+            let mut conf = format!(
+                "port {port}\nbind 127.0.0.1\ndir {}\nlogfile log\n",
+                folder.path().display()
+            );
+            if program == "redis-server" {
+                conf.push_str("save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\n");
+                conf.push_str("enable-debug-command yes\n");
+            }
+            conf.push_str(&lines.join("\n"));
+            fs::write(folder.path().join("node.conf"), conf).unwrap();
+            let child = spawn(program, &folder);
+            let mut node = Self { child, program, port, folder, password };
+            if node.is_up() {
+                return node;
+            }
+            eprintln!("{program} did not start on port {port}: {}", node.log());
+        }
+        panic!("{program} does not start");
+    }
+
+    fn is_up(&mut self) -> bool {
+        eventually("a started server answers or ends", || {
+            if self.child.try_wait().unwrap().is_some() {
+                return Some(false);
+            }
+            Client::connect(self.address()).ok()?.call(&["PING"]).ok().map(|_| true)
+        })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A connection to the node itself, logged in.
+    pub fn client(&self) -> Client {
+        match self.password {
+            Some(password) => Client::login(self.address(), password).unwrap(),
+            None => Client::connect(self.address()).unwrap(),
+        }
+    }
+
+    /// Sends one command to the node itself.
+    pub fn call(&self, command: &[&str]) -> Reply {
+        self.client().call(command).unwrap()
+    }
+
+    pub fn info(&self, field: &str) -> Option<String> {
+        let info = self.call(&["INFO"]).text();
+        let mut lines = info.lines();
+        lines
+            .find_map(|line| line.split_once(':').filter(|(name, _)| *name == field))?
+            .1
+            .to_owned()
+            .into()
+    }
+
+    /// Makes it a replica, and waits until its link is up.
+    pub fn follow(&self, master: &Self) {
+        self.call(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
+        eventually("the replica follows", || {
+            (self.info("master_link_status")? == "up"
+                && self.info("master_port")? == master.port.to_string())
+            .then_some(())
+        });
+    }
+
+    pub fn promote(&self) {
+        self.call(&["REPLICAOF", "NO", "ONE"]);
+    }
+
+    pub fn kill(&mut self) -> Instant {
+        let at = Instant::now();
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        at
+    }
+
+    /// Starts the killed process again, with the same port and folder.
+    pub fn restart(&mut self) {
+        self.child = spawn(self.program, &self.folder);
+        assert!(self.is_up(), "{}", self.log());
+    }
+
+    /// As [`Self::restart`], without waiting for an answer.
+    pub fn restart_only(&mut self) {
+        self.child = spawn(self.program, &self.folder);
+    }
+
+    pub fn freeze(&self) -> Instant {
+        let at = Instant::now();
+        self.signal(Signal::STOP);
+        at
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(program: &str, folder: &TempDir) -> Child {
+    let output =
+        File::options().create(true).append(true).open(folder.path().join("output")).unwrap();
+    Command::new(program)
+        .arg(folder.path().join("node.conf"))
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().unwrap())
+        .stderr(output)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}; ./tests/run.sh installs it"))
+}
+
+/// A master and its replicas, all with [`PASSWORD`].
+pub struct Group {
+    pub nodes: Vec<Node>,
+}
+
+impl Group {
+    /// `nodes[0]` is the master.
+    pub fn start(size: usize) -> Self {
+        let nodes: Vec<_> = (0..size).map(|_| Node::start_with_password(&[])).collect();
+        for replica in &nodes[1..] {
+            replica.follow(&nodes[0]);
+        }
+        Self { nodes }
+    }
+
+    /// The configuration of a rolegate in front of the group; backends are `n0`, `n1`, …
+    pub fn config(&self) -> String {
+        let addresses: Vec<_> = self.nodes.iter().map(Node::address).collect();
+        config(&addresses, Some(PASSWORD))
+    }
+}
+
+/// A configuration with free ports for rolegate itself.
+pub fn config(backends: &[SocketAddr], password: Option<&str>) -> String {
+    let backends: Vec<_> =
+        backends.iter().enumerate().map(|(i, address)| format!("n{i}: '{address}'")).collect();
+    let auth = password.map(|p| format!("    auth: {{ password: '{p}' }}\n")).unwrap_or_default();
+    format!(
+        "listeners:\n  redis: {{ bind: 127.0.0.1:0, pool: main }}\n\
+         pools:\n  main:\n    backends: {{ {} }}\n{auth}    \
+         check: {{ interval: 100ms, timeout: 500ms, fall: 2 }}\n\
+         admin: {{ bind: 127.0.0.1:0 }}\nlog: {{ format: json, level: debug }}\n",
+        backends.join(", ")
+    )
+}
+
+/// Three Sentinels that watch a group's master, with quorum 2.
+pub struct Sentinels {
+    _nodes: Vec<Node>,
+}
+
+impl Sentinels {
+    pub fn start(group: &Group) -> Self {
+        let monitor = format!("sentinel monitor it 127.0.0.1 {} 2", group.nodes[0].port());
+        let auth = format!("sentinel auth-pass it {PASSWORD}");
+        let lines = [
+            monitor.as_str(),
+            "sentinel down-after-milliseconds it 1000",
+            "sentinel failover-timeout it 10000",
+            &auth,
+        ];
+        let nodes: Vec<_> =
+            (0..3).map(|_| Node::start_program("redis-sentinel", None, &lines)).collect();
+        let replicas = (group.nodes.len() - 1).to_string();
+        for node in &nodes {
+            eventually("every Sentinel knows the group", || {
+                let Reply::Array(fields) = node.call(&["SENTINEL", "MASTER", "it"]) else {
+                    return None;
+                };
+                let field = |name: &str| {
+                    let at = fields.iter().position(|field| field.text() == name)?;
+                    Some(fields.get(at + 1)?.text())
+                };
+                (field("num-slaves")? == replicas && field("num-other-sentinels")? == "2")
+                    .then_some(())
+            });
+        }
+        Self { _nodes: nodes }
+    }
+}

@@ -1,0 +1,197 @@
+//! The real rolegate process, its log lines, and its admin.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Client, SOON, eventually};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_rolegate");
+
+/// A running rolegate. It ends with the test.
+pub struct Rolegate {
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+    _folder: TempDir,
+}
+
+impl Rolegate {
+    /// Starts it with this configuration, whose log must be JSON at debug, and waits until it runs.
+    pub fn start(config: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("proxy.yaml");
+        fs::write(&file, config).unwrap();
+        Self::spawn(Command::new(PROGRAM).arg("-f").arg(file), folder)
+    }
+
+    /// The same with this limit of open files.
+    pub fn start_with_descriptors(config: &str, limit: u32) -> Self {
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("proxy.yaml");
+        fs::write(&file, config).unwrap();
+        let script = format!("ulimit -n {limit}; exec \"$0\" -f \"$1\"");
+        Self::spawn(Command::new("sh").arg("-c").arg(script).arg(PROGRAM).arg(file), folder)
+    }
+
+    fn spawn(command: &mut Command, folder: TempDir) -> Self {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("rolegate starts");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let sink = lines.clone();
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                sink.lock().unwrap().push(line);
+            }
+        });
+        let rolegate = Self { child, lines, _folder: folder };
+        rolegate.wait_log("rolegate runs");
+        rolegate
+    }
+
+    /// Starts it and waits until it serves a master.
+    pub fn start_ready(config: &str) -> Self {
+        let rolegate = Self::start(config);
+        rolegate.wait_ready();
+        rolegate
+    }
+
+    /// Where its first listener accepts.
+    pub fn address(&self) -> SocketAddr {
+        self.log("listening")[0]["address"].as_str().unwrap().parse().unwrap()
+    }
+
+    fn admin(&self) -> SocketAddr {
+        self.log("admin listening")[0]["address"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// The log lines with this message so far.
+    pub fn log(&self, message: &str) -> Vec<Value> {
+        let lines = self.lines.lock().unwrap();
+        let parsed = lines.iter().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        parsed.filter(|line| line["message"] == message).collect()
+    }
+
+    /// Everything it has logged.
+    pub fn output(&self) -> String {
+        self.lines.lock().unwrap().join("\n")
+    }
+
+    pub fn wait_log(&self, message: &str) -> Value {
+        eventually(&format!("log line {message:?}"), || self.log(message).pop())
+    }
+
+    pub fn wait_ready(&self) {
+        eventually("rolegate is ready", || (self.get("/ready").0 == 200).then_some(()));
+    }
+
+    /// Waits until it serves this backend.
+    pub fn wait_master(&self, backend: &str) {
+        eventually(&format!("{backend} is served"), || {
+            (self.status()["pools"]["main"]["master"] == backend).then_some(())
+        });
+    }
+
+    /// Waits until the last check of this backend failed with this reason.
+    pub fn wait_failure(&self, backend: &str, reason: &str) -> Value {
+        eventually(&format!("checks of {backend} fail with {reason}"), || {
+            let backend = self.status()["pools"]["main"]["backends"][backend].take();
+            (backend["error"]["reason"] == reason && backend["state"] == "down").then_some(backend)
+        })
+    }
+
+    /// A new connection through it.
+    pub fn client(&self) -> Client {
+        Client::connect(self.address()).unwrap()
+    }
+
+    /// Status code and body of a GET.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let (status, response) = self.request(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        (
+            status,
+            response.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default(),
+        )
+    }
+
+    /// Status code and whole response to these bytes. 0 where there is none.
+    pub fn request(&self, bytes: &str) -> (u16, String) {
+        let mut stream = self.admin_stream();
+        // The other side may have answered and closed before it has read everything.
+        let _ = stream.write_all(bytes.as_bytes());
+        let mut response = Vec::new();
+        let _ = stream.read_to_end(&mut response);
+        let response = String::from_utf8_lossy(&response).into_owned();
+        let status = response.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        (status, response)
+    }
+
+    pub fn admin_stream(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.admin()).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream
+    }
+
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.get("/status").1).unwrap()
+    }
+
+    /// The value of a series, written as in the exposition; 0 where it is absent.
+    pub fn metric(&self, series: &str) -> f64 {
+        let text = self.get("/metrics").1;
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Resident memory in KiB.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for its end and gives the exit code.
+    pub fn wait_exit(&mut self) -> Option<i32> {
+        eventually("rolegate ends", || self.child.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Rolegate {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("rolegate's log:\n{}", self.output());
+        }
+    }
+}
+
+/// Runs `rolegate check` on a file.
+pub fn check_config(file: &Path, env: &[(&str, &str)]) -> Output {
+    Command::new(PROGRAM)
+        .arg("check")
+        .arg("-f")
+        .arg(file)
+        .env_remove("REDIS_PASSWORD")
+        .envs(env.iter().copied())
+        .output()
+        .unwrap()
+}
