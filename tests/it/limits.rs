@@ -16,9 +16,7 @@ fn running_out_of_descriptors_does_not_end_the_listener() {
         let reply = Client::connect(rolegate.address()).ok()?.call(&["PING"]).ok()?;
         (reply.text() == "PONG").then_some(())
     });
-    eventually("no session is left", || {
-        (rolegate.metric(r#"rolegate_listener_sessions{listener="redis"}"#) == 0.0).then_some(())
-    });
+    rolegate.wait_no_sessions();
     assert!(rolegate.metric(r#"rolegate_accept_errors_total{listener="redis"}"#) >= 1.0);
 }
 
@@ -49,7 +47,5 @@ fn clients_that_all_come_at_once_are_all_served() {
         assert_eq!(client.read().unwrap().text(), "PONG");
     }
     drop(clients);
-    eventually("no session is left", || {
-        (rolegate.metric(r#"rolegate_listener_sessions{listener="redis"}"#) == 0.0).then_some(())
-    });
+    rolegate.wait_no_sessions();
 }

@@ -198,5 +198,5 @@ fn a_client_that_is_gone_frees_its_backend_connection() {
     eventually("the backend's client is gone", || {
         (node.info("blocked_clients")? == "0").then_some(())
     });
-    assert_eq!(rolegate.metric(r#"rolegate_listener_sessions{listener="redis"}"#), 0.0);
+    rolegate.wait_no_sessions();
 }

@@ -153,6 +153,12 @@ impl Rolegate {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    pub fn wait_no_sessions(&self) {
+        eventually("no session is left", || {
+            (self.metric(r#"rolegate_listener_sessions{listener="redis"}"#) == 0.0).then_some(())
+        });
+    }
+
     /// Resident memory in KiB.
     pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
