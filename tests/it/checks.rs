@@ -4,7 +4,7 @@ use std::{
     io::ErrorKind,
     net::SocketAddr,
     sync::Arc,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use crate::support::{
@@ -304,4 +304,60 @@ fn a_push_before_the_reply_is_passed_over() {
         }
     });
     in_front_of(fake.address(), None).wait_ready();
+}
+
+#[test]
+fn what_a_connection_said_first_is_not_why_it_is_cut_later() {
+    let first = AtomicBool::new(true);
+    let fake = Fake::start(move |mut connection| {
+        let loading = if first.swap(false, Ordering::Relaxed) { 2 } else { 0 };
+        for check in 0..10 {
+            let ping = connection.command()?;
+            if check < loading {
+                connection.send("-LOADING Redis is loading the dataset in memory\r\n")?;
+            } else {
+                connection.answer_check(&ping, INFO_MASTER)?;
+            }
+            // INFO server is asked until a check has passed.
+            for _ in 0..if check <= loading { 2 } else { 1 } {
+                let command = connection.command()?;
+                connection.answer_check(&command, INFO_MASTER)?;
+            }
+        }
+        // Cut in the middle of the next check.
+        connection.command().map(drop)
+    });
+    let rolegate = in_front_of(fake.address(), None);
+    rolegate.wait_ready();
+    let before = checks(&rolegate);
+    eventually("the link is cut a few times", || (checks(&rolegate) > before + 20.0).then_some(()));
+    let failed = rolegate.log("check failed");
+    assert!(failed.iter().all(|line| line["reason"] == "loading"), "{failed:?}");
+    assert!(rolegate.log("backend is down").is_empty());
+}
+
+#[test]
+fn a_refused_login_is_tried_again_on_the_same_connection() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    let fake = Fake::start(move |mut connection| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut logins = 0;
+        loop {
+            let command = connection.command()?;
+            if command[0] == "AUTH" {
+                logins += 1;
+                let refused = "-WRONGPASS invalid username-password pair\r\n";
+                connection.send(if logins < 5 { refused } else { "+OK\r\n" })?;
+            } else if logins < 5 {
+                connection.send("-NOAUTH Authentication required.\r\n")?;
+            } else {
+                connection.answer_check(&command, INFO_MASTER)?;
+            }
+        }
+    });
+    let rolegate = in_front_of(fake.address(), Some("secret"));
+    rolegate.wait_failure("n0", "wrongpass");
+    rolegate.wait_ready();
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
 }

@@ -92,11 +92,15 @@ impl Link {
                 (Some(self), Ok(Observation::StillBusy))
             }
             Err(problem) => {
-                // These end by themselves while the process, and the login, stay the same.
-                let keep = matches!(
+                if problem.failure == Failure::NoAuth {
+                    self.logged_in = false;
+                }
+                // Any other refusal can end on this connection as well as on a new one.
+                let lost = matches!(
                     problem.failure,
-                    Failure::Loading | Failure::Busy | Failure::MasterDown
+                    Failure::Protocol | Failure::Denied | Failure::MaxClients
                 );
+                let keep = !lost && !self.is_cut();
                 (keep.then_some(self), Err(problem))
             }
         }
@@ -119,6 +123,7 @@ impl Link {
             .send_packed_commands(&commands, 0, commands.len())
             .await
             .map_err(|error| self.tap.problem(&error))?;
+        self.tap.heard().settled = true;
 
         let mut replies = replies.into_iter();
         let mut next = || replies.next().unwrap_or(Value::Nil);
@@ -167,6 +172,8 @@ struct Heard {
     received: usize,
     /// The first bytes of the connection.
     greeting: Vec<u8>,
+    /// A check has had all its replies: what came first is no reason for what comes later.
+    settled: bool,
     /// How reading ended, unless with the backend's FIN.
     error: Option<io::ErrorKind>,
 }
@@ -203,7 +210,8 @@ impl Tap {
     /// the hang-up. It may repeat the password, so its words are dropped.
     fn problem(&self, error: &redis::RedisError) -> Problem {
         let heard = self.heard();
-        if let Some(failure) = reply::classify_greeting(&heard.greeting) {
+        let greeting = reply::classify_greeting(&heard.greeting);
+        if let Some(failure) = greeting.filter(|_| !heard.settled) {
             return Problem { failure, words: None };
         }
         let failure = match heard.error {
