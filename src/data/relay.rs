@@ -140,8 +140,8 @@ impl Relay {
         }
     }
 
-    /// Ends a session whose backend may not be used any more: reads nothing from the client,
-    /// delivers what the backend has already answered, then resets both sides.
+    /// Ends a session whose backend is lost: reads nothing from the client, delivers what the
+    /// backend has already answered, then resets both sides.
     pub(super) async fn deliver_and_reset(mut self, moved: &mut Moved) {
         let deadline = Instant::now() + DELIVERY;
         let mut unread = net::unread(&self.backend);
@@ -158,7 +158,7 @@ impl Relay {
         net::reset(self.client);
     }
 
-    /// Resets both sides, for a session in which one side has broken.
+    /// Resets both sides at once, for a client that is gone.
     pub(super) fn reset(self) {
         net::reset(self.backend);
         net::reset(self.client);

@@ -91,8 +91,10 @@ impl Session {
             None => CloseReason::Revoked,
         };
         match reason {
-            CloseReason::Revoked => relay.deliver_and_reset(&mut account.moved).await,
-            CloseReason::ClientReset | CloseReason::BackendReset => relay.reset(),
+            CloseReason::Revoked | CloseReason::BackendReset => {
+                relay.deliver_and_reset(&mut account.moved).await;
+            }
+            CloseReason::ClientReset => relay.reset(),
             _ => drop(relay),
         }
         account.close(reason);
@@ -139,14 +141,13 @@ impl Account {
     }
 
     fn connect_failed(&self, served: &Served, error: Option<&io::Error>) -> CloseReason {
+        if error.is_some_and(net::is_out_of_resources) {
+            return CloseReason::NoResources;
+        }
         if let Some(counter) = self.shared.connect_failures.get(&served.backend) {
             counter.inc();
         }
-        match error {
-            None => CloseReason::ConnectTimeout,
-            Some(error) if net::is_out_of_resources(error) => CloseReason::NoResources,
-            Some(_) => CloseReason::ConnectFailed,
-        }
+        error.map_or(CloseReason::ConnectTimeout, |_| CloseReason::ConnectFailed)
     }
 
     fn close(mut self, reason: CloseReason) {

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
+
 use crate::support::{
     Client, Fake, Group, INFO_MASTER, Node, PASSWORD, Reply, Rolegate, Sentinels, config, encode,
     eventually,
@@ -285,4 +287,26 @@ fn a_sentinel_failover_end_to_end() {
     assert_eq!(writer.call(&["SET", "key", "new"]).unwrap().text(), "OK");
     let master = rolegate.status()["pools"]["main"]["master"].as_str().unwrap().to_owned();
     assert!(master == "n1" || master == "n2", "{master}");
+}
+
+#[test]
+fn what_a_broken_backend_has_answered_is_delivered_before_the_reset() {
+    const LENGTH: usize = 1_000_000;
+    let fake = Fake::master(|connection, _| {
+        connection.send(format!("${LENGTH}\r\n{}\r\n", "x".repeat(LENGTH)))?;
+        connection.command()?;
+        SockRef::from(connection.stream()).set_linger(Some(Duration::ZERO))?;
+        Err(ErrorKind::ConnectionReset.into())
+    });
+    let rolegate = Rolegate::start_ready(&config(&[fake.address()], None));
+    let mut client = rolegate.client();
+    client.send(&["FETCH"]).unwrap();
+    let bytes_out = r#"rolegate_listener_bytes_total{direction="out",listener="redis"}"#;
+    eventually("rolegate has the whole reply", || {
+        (rolegate.metric(bytes_out) > 1_000_000.0).then_some(())
+    });
+    client.send(&["BREAK"]).unwrap();
+    assert_eq!(client.read().unwrap(), Reply::Bulk(vec![b'x'; LENGTH]));
+    assert_eq!(client.read().unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(rolegate.wait_log("session closed")["reason"], "backend_reset");
 }
