@@ -12,7 +12,7 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::TcpListener,
     sync::Semaphore,
@@ -33,6 +33,9 @@ const CONNECTIONS: usize = 64;
 
 /// For one request, from accept to the last byte of the answer.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// For a request's line and headers.
+const HEAD_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Of a request's line and headers, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
@@ -74,6 +77,7 @@ pub struct ListenerStatus {
 pub async fn run(listener: TcpListener, state: Arc<State>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
+    let mut failing = false;
     // The semaphore is never closed.
     while let Ok(permit) = permits.clone().acquire_owned().await {
         while connections.try_join_next().is_some() {}
@@ -81,11 +85,15 @@ pub async fn run(listener: TcpListener, state: Arc<State>) {
             Ok((stream, _)) => stream,
             Err(error) if net::is_client_gone(&error) => continue,
             Err(error) => {
-                warn!(error = error.to_string(), "cannot accept admin requests");
+                if !failing {
+                    warn!(error = error.to_string(), "cannot accept admin requests");
+                }
+                failing = true;
                 sleep(PAUSE).await;
                 continue;
             }
         };
+        failing = false;
         let state = state.clone();
         connections.spawn(async move {
             let service = service_fn(|request| {
@@ -94,6 +102,8 @@ pub async fn run(listener: TcpListener, state: Arc<State>) {
             });
             let connection = http1::Builder::new()
                 .keep_alive(false)
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_DEADLINE)
                 .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(stream), service);
             // A client that is slow, or breaks off, gets nothing; there is nobody to tell.

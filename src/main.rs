@@ -1,6 +1,9 @@
 //! Arguments in, exit code out.
 
-use std::process::ExitCode;
+use std::{
+    io::{Write, stderr, stdout},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use rolegate::{app, cli::Cli, config::Config, logging};
@@ -15,18 +18,19 @@ fn main() -> ExitCode {
     let config = match Config::load(&cli.file) {
         Ok(config) => config,
         Err(errors) => {
-            eprintln!("{errors}");
+            // Nobody may be reading; the exit code tells as well.
+            let _ = writeln!(stderr(), "{errors}");
             return BAD_CONFIG.into();
         }
     };
     if cli.only_checks() {
-        println!("{}: valid", cli.file.display());
+        let _ = writeln!(stdout(), "{}: valid", cli.file.display());
         return ExitCode::SUCCESS;
     }
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("rolegate: {error}");
+            let _ = writeln!(stderr(), "rolegate: {error}");
             FAILED.into()
         }
     }
