@@ -34,10 +34,8 @@ pub struct Monitor {
     probes: Vec<Probe>,
     reports: mpsc::Receiver<Report>,
     metrics: PoolMetrics,
-    /// The answer of the process that is served, as it was when it was first served.
-    serving: Option<Answer>,
-    /// Whether any backend was ever served: the first is no change of master.
-    served_before: bool,
+    /// The answer of the process that is served, or was served last, from when that began.
+    served: Option<Answer>,
     view: watch::Sender<Arc<View>>,
     status: watch::Sender<Vec<BackendStatus>>,
 }
@@ -81,8 +79,7 @@ impl Monitor {
             probes: probes.collect(),
             reports,
             metrics: metrics.pool(&pool.name),
-            serving: None,
-            served_before: false,
+            served: None,
             view,
             status,
         };
@@ -111,11 +108,12 @@ impl Monitor {
     fn take(&mut self, report: Report) {
         let Report { place, at, took, observation, words } = report;
         let member = &mut self.members[place];
-        let failure = match &observation {
-            Observation::Failed(failure) => Some(*failure),
-            Observation::Passed(_) | Observation::StillBusy => None,
+        let (failure, counts) = match &observation {
+            Observation::Failed(failure) => (Some(*failure), true),
+            Observation::StillBusy => (Some(Failure::Busy), false),
+            Observation::Passed(_) => (None, false),
         };
-        member.metrics.checked(took, failure);
+        member.metrics.checked(took, failure.filter(|_| counts));
         let before = member.health.state().clone();
         member.health.observe(observation);
         member.log(&self.pool, &before, failure, words.as_deref());
@@ -151,10 +149,16 @@ impl Monitor {
             (Verdict::Refuse(now), Err(refusal)) => now == refusal,
             (Verdict::Serve(now), Ok(place)) => {
                 let member = &self.members[*place];
-                now.backend == member.name && self.serving.as_ref().is_some_and(|serving| {
-                    matches!(member.health.state(), State::Up(answer) if same_process(serving, answer))
-                })
+                now.backend == member.name && self.served_last(member.health.state())
             }
+            _ => false,
+        }
+    }
+
+    /// Whether this is the process at the address that is served, or was served last.
+    fn served_last(&self, state: &State) -> bool {
+        match (&self.served, state) {
+            (Some(a), State::Up(b)) => a.address == b.address && a.run_id == b.run_id,
             _ => false,
         }
     }
@@ -165,20 +169,16 @@ impl Monitor {
         let old = self.view.borrow().clone();
         let place = decision.as_ref().ok().copied();
         let verdict = match decision {
-            Err(refusal) => {
-                self.serving = None;
-                Verdict::Refuse(refusal)
-            }
+            Err(refusal) => Verdict::Refuse(refusal),
             Ok(place) => {
                 let member = &self.members[place];
                 let State::Up(answer) = member.health.state() else {
                     return;
                 };
-                self.serving = Some(answer.clone());
-                if self.served_before {
+                if self.served.is_some() && !self.served_last(member.health.state()) {
                     self.metrics.changes.inc();
                 }
-                self.served_before = true;
+                self.served = Some(answer.clone());
                 Verdict::Serve(Served {
                     backend: member.name.clone(),
                     address: answer.address,
@@ -239,9 +239,4 @@ impl Member {
         };
         format!("{}={what}", self.name)
     }
-}
-
-/// Whether both answers come from one process at one address.
-fn same_process(a: &Answer, b: &Answer) -> bool {
-    a.address == b.address && a.run_id == b.run_id
 }

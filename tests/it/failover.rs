@@ -12,8 +12,7 @@ use std::{
 use socket2::SockRef;
 
 use crate::support::{
-    Client, Fake, Group, INFO_MASTER, Node, PASSWORD, Reply, Rolegate, Sentinels, config, encode,
-    eventually,
+    Client, Fake, Group, Node, PASSWORD, Reply, Rolegate, Sentinels, config, encode, eventually,
 };
 
 /// Far more than any of these should take, and far less than the next poll of a slow machine.
@@ -159,6 +158,18 @@ fn two_masters_are_refused_until_one_gives_way() {
 }
 
 #[test]
+fn a_conflict_that_ends_with_the_same_master_is_no_change_of_master() {
+    let group = Group::start(2);
+    let rolegate = Rolegate::start_ready(&group.config());
+    group.nodes[1].promote();
+    eventually("refused", || (rolegate.get("/ready").0 == 503).then_some(()));
+    group.nodes[1].follow(&group.nodes[0]);
+    rolegate.wait_master("n0");
+    assert_eq!(rolegate.metric(r#"rolegate_pool_master_changes_total{pool="main"}"#), 0.0);
+    assert_eq!(rolegate.status()["pools"]["main"]["epoch"], 3);
+}
+
+#[test]
 fn two_masters_at_the_start_are_never_served() {
     let nodes = [Node::start(&[]), Node::start(&[])];
     let rolegate = Rolegate::start(&config(&[nodes[0].address(), nodes[1].address()], None));
@@ -208,19 +219,8 @@ fn what_the_old_master_has_answered_is_delivered_before_the_reset() {
     // Fits into the client's kernel, which takes it without the client reading.
     const LENGTH: usize = 40_000;
     let demoted = Arc::new(AtomicBool::new(false));
-    let says = demoted.clone();
-    let fake = Fake::start(move |mut connection| {
-        loop {
-            let command = connection.command()?;
-            let info = if says.load(Ordering::Relaxed) {
-                INFO_MASTER.replace("role:master", "role:slave")
-            } else {
-                INFO_MASTER.to_owned()
-            };
-            if !connection.answer_check(&command, &info)? {
-                connection.send(format!("${LENGTH}\r\n{}\r\n", "x".repeat(LENGTH)))?;
-            }
-        }
+    let fake = Fake::demotable(demoted.clone(), |connection| {
+        connection.send(format!("${LENGTH}\r\n{}\r\n", "x".repeat(LENGTH)))
     });
     let rolegate = Rolegate::start_ready(&config(&[fake.address()], None));
     let mut client = rolegate.client();
@@ -240,19 +240,9 @@ fn what_the_old_master_has_answered_is_delivered_before_the_reset() {
 #[test]
 fn a_client_that_reads_nothing_cannot_keep_its_lost_session() {
     let demoted = Arc::new(AtomicBool::new(false));
-    let says = demoted.clone();
-    let fake = Fake::start(move |mut connection| {
-        loop {
-            let command = connection.command()?;
-            let info = if says.load(Ordering::Relaxed) {
-                INFO_MASTER.replace("role:master", "role:slave")
-            } else {
-                INFO_MASTER.to_owned()
-            };
-            if !connection.answer_check(&command, &info)? {
-                while connection.send([b'x'; 65536]).is_ok() {}
-            }
-        }
+    let fake = Fake::demotable(demoted.clone(), |connection| {
+        while connection.send([b'x'; 65536]).is_ok() {}
+        Ok(())
     });
     let rolegate = Rolegate::start_ready(&config(&[fake.address()], None));
     let mut client = rolegate.client();

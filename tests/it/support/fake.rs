@@ -3,7 +3,10 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -47,6 +50,23 @@ impl Fake {
                 let command = connection.command()?;
                 if !connection.answer_check(&command, INFO_MASTER)? {
                     script(&mut connection, &command)?;
+                }
+            }
+        })
+    }
+
+    /// The same, but it says that it is a replica while the flag is set.
+    pub fn demotable(
+        demoted: Arc<AtomicBool>,
+        script: impl Fn(&mut FakeConnection) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let replica = INFO_MASTER.replace("role:master", "role:slave");
+        Self::start(move |mut connection| {
+            loop {
+                let command = connection.command()?;
+                let info = if demoted.load(Ordering::Relaxed) { &replica } else { INFO_MASTER };
+                if !connection.answer_check(&command, info)? {
+                    script(&mut connection)?;
                 }
             }
         })
