@@ -3,6 +3,7 @@
 
 mod check;
 mod file;
+mod section;
 mod units;
 
 use std::{fmt, fs, io::Read, net::SocketAddr, path::Path, sync::Arc, time::Duration};

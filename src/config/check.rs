@@ -1,17 +1,16 @@
-//! From the YAML as written to a [`Config`]: checks everything and reports every fault at once.
-//!
-//! A message says what is wrong, what was found and what is allowed. It never shows what stands
-//! under `auth`, nor text with an `@`, which may be a URL with a password.
+//! From the YAML as written to a [`Config`]: which keys there are and what they allow. Reports every
+//! fault at once; no message shows what stands under `auth`.
 
-use std::{collections::HashSet, env, fs, io::Read, os::unix::ffi::OsStringExt, sync::Arc};
-use std::{ops::RangeInclusive, path::Path, time::Duration};
+use std::{
+    env, fs, io::Read, os::unix::ffi::OsStringExt, path::Path, slice, sync::Arc, time::Duration,
+};
 
 use secrecy::SecretSlice;
 
 use super::{
     Auth, Backend, Bind, Check, Config, HostPort, Listener, Log, LogFormat, MAX_FILE, Pool,
-    file::{Fault, Key, Node, Value},
-    units::parse_duration,
+    file::{Fault, Node, Value},
+    section::{Checker, allowed, did_you_mean, found, join, quoted},
 };
 use crate::topology::Role;
 
@@ -32,28 +31,6 @@ pub(super) fn check(root: &Node) -> Result<Config, Vec<Fault>> {
     match config {
         Some(config) if checker.faults.is_empty() => Ok(config),
         _ => Err(checker.faults),
-    }
-}
-
-#[derive(Default)]
-struct Checker {
-    faults: Vec<Fault>,
-}
-
-/// A mapping whose keys are known, and where it stands in the file.
-struct Section<'a> {
-    path: String,
-    id: usize,
-    entries: &'a [(Key, Node)],
-}
-
-impl<'a> Section<'a> {
-    fn get(&self, key: &str) -> Option<&'a Node> {
-        self.entries.iter().find(|(k, _)| k.text == key).map(|(_, node)| node)
-    }
-
-    fn at(&self, key: &str) -> String {
-        join(&self.path, key)
     }
 }
 
@@ -131,7 +108,7 @@ impl Checker {
                 return Vec::new();
             }
             Value::List(nodes) => nodes.as_slice(),
-            _ => std::slice::from_ref(node),
+            _ => slice::from_ref(node),
         };
         nodes.iter().filter_map(|node| self.bind(node, path, bound)).collect()
     }
@@ -328,159 +305,6 @@ impl Checker {
         }
         log
     }
-
-    /// A mapping with known keys. Reports another kind of value, unknown keys and doubled ones.
-    fn section<'a>(&mut self, node: &'a Node, path: &str, known: &[&str]) -> Option<Section<'a>> {
-        let entries = self.entries(node, path)?;
-        for (key, _) in entries {
-            if !known.contains(&key.text.as_str()) {
-                let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
-                self.fault(
-                    key.id,
-                    format!(
-                        "unknown key{place}: found {}{}; {}",
-                        quoted(&key.text),
-                        did_you_mean(&key.text, known),
-                        allowed(known, "no key is allowed here")
-                    ),
-                );
-            }
-        }
-        Some(Section { path: path.to_owned(), id: node.id, entries })
-    }
-
-    /// A mapping whose keys are names that the user gives. Reports bad, doubled and missing ones.
-    fn named<'a>(&mut self, node: &'a Node, path: &str, what: &str) -> Vec<(Arc<str>, &'a Node)> {
-        let Some(entries) = self.entries(node, path) else {
-            return Vec::new();
-        };
-        if entries.is_empty() {
-            self.fault(node.id, format!("{path} is empty; at least one {what} is needed"));
-        }
-        let mut seen = HashSet::new();
-        let mut named = Vec::new();
-        for (key, node) in entries {
-            let sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-            if key.text.is_empty() || key.text.len() > 64 || !key.text.chars().all(sane) {
-                self.fault(
-                    key.id,
-                    format!(
-                        "{path} has a bad {what} name: found {}; allowed are 1 to 64 letters, \
-                         digits, dots, dashes and underscores",
-                        quoted(&key.text)
-                    ),
-                );
-            } else if seen.insert(&key.text) {
-                named.push((Arc::from(key.text.as_str()), node));
-            }
-        }
-        named
-    }
-
-    fn entries<'a>(&mut self, node: &'a Node, path: &str) -> Option<&'a [(Key, Node)]> {
-        let Value::Map(entries) = &node.value else {
-            let place = if path.is_empty() { "the file" } else { path };
-            self.fault(
-                node.id,
-                format!(
-                    "{place} is not a mapping: found {}; allowed are `key: value` entries",
-                    node.value.kind()
-                ),
-            );
-            return None;
-        };
-        let mut seen = HashSet::new();
-        for (key, _) in entries {
-            if !seen.insert(&key.text) {
-                let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
-                self.fault(
-                    key.id,
-                    format!(
-                        "duplicate key{place}: found {} again; each key is allowed once",
-                        quoted(&key.text)
-                    ),
-                );
-            }
-        }
-        Some(entries)
-    }
-
-    fn required<'a>(&mut self, section: &Section<'a>, key: &str) -> Option<&'a Node> {
-        let node = section.get(key);
-        if node.is_none() {
-            self.fault(section.id, format!("{} is missing; it is required", section.at(key)));
-        }
-        node
-    }
-
-    fn text<'a>(&mut self, node: &'a Node, path: &str) -> Option<&'a str> {
-        if let Value::Text(text) = &node.value {
-            return Some(text);
-        }
-        let hint = match node.value {
-            Value::Number(_) | Value::Bool(_) => "; put it in quotes if it is meant as text",
-            _ => "",
-        };
-        let message =
-            format!("{path} is not text: found {}; allowed is text{hint}", node.value.kind());
-        self.fault(node.id, message);
-        None
-    }
-
-    fn choice<T: Copy>(&mut self, node: &Node, path: &str, choices: &[(&str, T)]) -> Option<T> {
-        let text = self.text(node, path)?;
-        let choice = choices.iter().find(|(name, _)| *name == text);
-        if choice.is_none() {
-            let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-            self.fault(
-                node.id,
-                format!(
-                    "{path} is unknown: found {}{}; {}",
-                    quoted(text),
-                    did_you_mean(text, &names),
-                    allowed(&names, "")
-                ),
-            );
-        }
-        choice.map(|(_, value)| *value)
-    }
-
-    fn duration(
-        &mut self,
-        section: &Section<'_>,
-        key: &str,
-        default: Duration,
-        range: RangeInclusive<Duration>,
-    ) -> Duration {
-        let Some(node) = section.get(key) else {
-            return default;
-        };
-        let value = match &node.value {
-            Value::Text(text) => parse_duration(text),
-            _ => None,
-        };
-        if let Some(value) = value.filter(|value| range.contains(value)) {
-            return value;
-        }
-        let wrong = match (&node.value, value) {
-            (_, Some(_)) => "is out of range",
-            (Value::Number(_), None) => "is a duration without a unit",
-            _ => "is not a duration",
-        };
-        let message = format!(
-            "{} {wrong}: found {}; allowed is a whole number with ms, s, m or h, from {:?} to {:?}",
-            section.at(key),
-            found(node),
-            range.start(),
-            range.end(),
-        );
-        self.fault(node.id, message);
-        default
-    }
-
-    fn fault(&mut self, id: usize, message: String) {
-        self.faults.push(Fault { id, message });
-    }
 }
 
 fn read_password(file: &Path) -> Result<Vec<u8>, String> {
@@ -495,39 +319,4 @@ fn read_password(file: &Path) -> Result<Vec<u8>, String> {
         }
     }
     Ok(bytes)
-}
-
-fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
-}
-
-/// What stands in the file, for keys that hold no secret.
-fn found(node: &Node) -> String {
-    match &node.value {
-        Value::Text(text) => quoted(text),
-        Value::Number(text) => text.clone(),
-        other => other.kind().to_owned(),
-    }
-}
-
-fn quoted(text: &str) -> String {
-    if text.contains('@') {
-        return "text with an @ (not shown, it may hold a password)".to_owned();
-    }
-    let short: String = text.chars().take(60).collect();
-    format!("{short:?}{}", if short.len() < text.len() { "…" } else { "" })
-}
-
-fn did_you_mean(found: &str, names: &[&str]) -> String {
-    let near = |name: &&&str| strsim::damerau_levenshtein(found, name) <= 1 + name.len() / 4;
-    let nearest = names.iter().filter(near).min_by_key(|n| strsim::damerau_levenshtein(found, n));
-    nearest.map(|name| format!(", did you mean {name:?}?")).unwrap_or_default()
-}
-
-fn allowed(names: &[&str], none: &str) -> String {
-    match names {
-        [] => none.to_owned(),
-        [one] => format!("allowed is {one}"),
-        _ => format!("allowed are {}", names.join(", ")),
-    }
 }

@@ -55,6 +55,10 @@ fn every_error_has_its_place_and_words() {
         ),
         (pool("    auth: { username: x }\n"), &["found none"]),
         (
+            pool("    auth: { hunter2 }\n"),
+            &["6:13: unknown key in pools.main.auth: found one that is not shown"],
+        ),
+        (
             pool("    auth: { password: x, password_env: IT_SET }\n"),
             &["6:11: pools.main.auth needs exactly one source", "found password and password_env"],
         ),

@@ -1,0 +1,244 @@
+//! Reads mappings and values, and collects what is wrong with them.
+//!
+//! A message says what is wrong, what was found and what is allowed. None shows text with an `@`,
+//! which may be a URL with a password.
+
+use std::{collections::HashSet, ops::RangeInclusive, sync::Arc, time::Duration};
+
+use super::{
+    file::{Fault, Key, Node, Value},
+    units::parse_duration,
+};
+
+/// A name that the user gives is not longer, in bytes.
+const MAX_NAME: usize = 64;
+
+/// Collects faults.
+#[derive(Default)]
+pub(super) struct Checker {
+    pub(super) faults: Vec<Fault>,
+}
+
+/// A mapping whose keys are known, and where it stands in the file.
+pub(super) struct Section<'a> {
+    path: String,
+    pub(super) id: usize,
+    entries: &'a [(Key, Node)],
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn get(&self, key: &str) -> Option<&'a Node> {
+        self.entries.iter().find(|(k, _)| k.text == key).map(|(_, node)| node)
+    }
+
+    pub(super) fn at(&self, key: &str) -> String {
+        join(&self.path, key)
+    }
+}
+
+impl Checker {
+    /// A mapping with known keys. Reports another kind of value, unknown keys and doubled ones.
+    pub(super) fn section<'a>(
+        &mut self,
+        node: &'a Node,
+        path: &str,
+        known: &[&str],
+    ) -> Option<Section<'a>> {
+        let entries = self.entries(node, path)?;
+        for (key, _) in entries {
+            if !known.contains(&key.text.as_str()) {
+                let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
+                let hint = did_you_mean(&key.text, known);
+                let shown = if hint.is_empty() && path.ends_with(".auth") {
+                    "one that is not shown, it may be a password".to_owned()
+                } else {
+                    quoted(&key.text)
+                };
+                let allowed = allowed(known, "no key is allowed here");
+                self.fault(key.id, format!("unknown key{place}: found {shown}{hint}; {allowed}"));
+            }
+        }
+        Some(Section { path: path.to_owned(), id: node.id, entries })
+    }
+
+    /// A mapping whose keys are names that the user gives. Reports bad, doubled and missing ones.
+    pub(super) fn named<'a>(
+        &mut self,
+        node: &'a Node,
+        path: &str,
+        what: &str,
+    ) -> Vec<(Arc<str>, &'a Node)> {
+        let Some(entries) = self.entries(node, path) else {
+            return Vec::new();
+        };
+        if entries.is_empty() {
+            self.fault(node.id, format!("{path} is empty; at least one {what} is needed"));
+        }
+        let mut seen = HashSet::new();
+        let mut named = Vec::new();
+        for (key, node) in entries {
+            let sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+            if key.text.is_empty() || key.text.len() > MAX_NAME || !key.text.chars().all(sane) {
+                self.fault(
+                    key.id,
+                    format!(
+                        "{path} has a bad {what} name: found {}; allowed are 1 to 64 letters, \
+                         digits, dots, dashes and underscores",
+                        quoted(&key.text)
+                    ),
+                );
+            } else if seen.insert(&key.text) {
+                named.push((Arc::from(key.text.as_str()), node));
+            }
+        }
+        named
+    }
+
+    fn entries<'a>(&mut self, node: &'a Node, path: &str) -> Option<&'a [(Key, Node)]> {
+        let Value::Map(entries) = &node.value else {
+            let place = if path.is_empty() { "the file" } else { path };
+            self.fault(
+                node.id,
+                format!(
+                    "{place} is not a mapping: found {}; allowed are `key: value` entries",
+                    node.value.kind()
+                ),
+            );
+            return None;
+        };
+        let mut seen = HashSet::new();
+        for (key, _) in entries {
+            if !seen.insert(&key.text) {
+                let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
+                self.fault(
+                    key.id,
+                    format!(
+                        "duplicate key{place}: found {} again; each key is allowed once",
+                        quoted(&key.text)
+                    ),
+                );
+            }
+        }
+        Some(entries)
+    }
+
+    pub(super) fn required<'a>(&mut self, section: &Section<'a>, key: &str) -> Option<&'a Node> {
+        let node = section.get(key);
+        if node.is_none() {
+            self.fault(section.id, format!("{} is missing; it is required", section.at(key)));
+        }
+        node
+    }
+
+    pub(super) fn text<'a>(&mut self, node: &'a Node, path: &str) -> Option<&'a str> {
+        if let Value::Text(text) = &node.value {
+            return Some(text);
+        }
+        let hint = match node.value {
+            Value::Number(_) | Value::Bool(_) => "; put it in quotes if it is meant as text",
+            _ => "",
+        };
+        let message =
+            format!("{path} is not text: found {}; allowed is text{hint}", node.value.kind());
+        self.fault(node.id, message);
+        None
+    }
+
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        node: &Node,
+        path: &str,
+        choices: &[(&str, T)],
+    ) -> Option<T> {
+        let text = self.text(node, path)?;
+        let choice = choices.iter().find(|(name, _)| *name == text);
+        if choice.is_none() {
+            let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+            self.fault(
+                node.id,
+                format!(
+                    "{path} is unknown: found {}{}; {}",
+                    quoted(text),
+                    did_you_mean(text, &names),
+                    allowed(&names, "")
+                ),
+            );
+        }
+        choice.map(|(_, value)| *value)
+    }
+
+    pub(super) fn duration(
+        &mut self,
+        section: &Section<'_>,
+        key: &str,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+    ) -> Duration {
+        let Some(node) = section.get(key) else {
+            return default;
+        };
+        let value = match &node.value {
+            Value::Text(text) => parse_duration(text),
+            _ => None,
+        };
+        if let Some(value) = value.filter(|value| range.contains(value)) {
+            return value;
+        }
+        let wrong = match (&node.value, value) {
+            (_, Some(_)) => "is out of range",
+            (Value::Number(_), None) => "is a duration without a unit",
+            _ => "is not a duration",
+        };
+        let message = format!(
+            "{} {wrong}: found {}; allowed is a whole number with ms, s, m or h, from {:?} to {:?}",
+            section.at(key),
+            found(node),
+            range.start(),
+            range.end(),
+        );
+        self.fault(node.id, message);
+        default
+    }
+
+    pub(super) fn fault(&mut self, id: usize, message: String) {
+        self.faults.push(Fault { id, message });
+    }
+}
+
+pub(super) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+/// What stands in the file, for keys that hold no secret.
+pub(super) fn found(node: &Node) -> String {
+    match &node.value {
+        Value::Text(text) => quoted(text),
+        Value::Number(text) => text.clone(),
+        other => other.kind().to_owned(),
+    }
+}
+
+pub(super) fn quoted(text: &str) -> String {
+    if text.contains('@') {
+        return "text with an @ (not shown, it may hold a password)".to_owned();
+    }
+    let short: String = text.chars().take(60).collect();
+    format!("{short:?}{}", if short.len() < text.len() { "…" } else { "" })
+}
+
+pub(super) fn did_you_mean(found: &str, names: &[&str]) -> String {
+    if found.len() > MAX_NAME {
+        return String::new();
+    }
+    let near = |name: &&&str| strsim::damerau_levenshtein(found, name) <= 1 + name.len() / 4;
+    let nearest = names.iter().filter(near).min_by_key(|n| strsim::damerau_levenshtein(found, n));
+    nearest.map(|name| format!(", did you mean {name:?}?")).unwrap_or_default()
+}
+
+pub(super) fn allowed(names: &[&str], none: &str) -> String {
+    match names {
+        [] => none.to_owned(),
+        [one] => format!("allowed is {one}"),
+        _ => format!("allowed are {}", names.join(", ")),
+    }
+}
