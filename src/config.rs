@@ -134,6 +134,8 @@ impl Config {
 
     /// Checks a text that was read from `file`, which errors name.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigErrors> {
+        // Some editors begin a file with a byte order mark.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let root = file::read(text).map_err(|error| ConfigErrors {
             file: file.display().to_string(),
             errors: vec![error],

@@ -43,6 +43,7 @@ impl Checker {
         let listeners = self.required(&top, "listeners").map(|node| self.listeners(node, &pools));
         let (listeners, mut bound) = listeners.unwrap_or_default();
         let admin = top.get("admin").and_then(|node| self.admin(node, &mut bound));
+        self.no_loops(&bound);
         Some(Config {
             listeners,
             pools: pools.into_iter().map(|(_, pool)| pool).collect(),
@@ -55,6 +56,20 @@ impl Checker {
                 Duration::ZERO..=24 * HOUR,
             ),
         })
+    }
+
+    /// A backend that is a listener of this process would be checked through itself.
+    fn no_loops(&mut self, bound: &[(Bind, String)]) {
+        for (path, address, id) in std::mem::take(&mut self.backends) {
+            if let Some((bind, owner)) = bound.iter().find(|(bind, _)| bind.is_reached_by(&address))
+            {
+                let message = format!(
+                    "{path} is this rolegate itself: found {address}, and {owner} has {bind}; \
+                     allowed are the addresses of Redis nodes"
+                );
+                self.fault(id, message);
+            }
+        }
     }
 
     fn listeners(
@@ -196,6 +211,7 @@ impl Checker {
                 );
                 self.fault(node.id, message);
             }
+            self.backends.push((path, address.clone(), node.id));
             backends.push(Backend { name, address });
         }
         backends
@@ -238,6 +254,9 @@ impl Checker {
                     .to_owned()
             }),
             "password_file" => read_password(Path::new(text)),
+            _ if text.ends_with('\n') => {
+                Err("ends with a newline; write it on one line, in quotes".to_owned())
+            }
             _ => Ok(text.as_bytes().to_vec()),
         };
         let password = password.and_then(|password| {

@@ -72,7 +72,11 @@ pub(super) fn read(text: &str) -> Result<Node, ConfigError> {
         let (line, column) = position(&error);
         let words = error.to_string();
         // The parser repeats its position in its words.
-        let words = words.split(" at line ").next().unwrap_or_default();
+        let mut words = words.split(" at line ").next().unwrap_or_default();
+        if words.contains("invalid ") {
+            // Words about a value repeat it, and it may be a password.
+            words = "a value does not fit its tag, or is of a kind that has no use here";
+        }
         let hint = text.lines().nth(line.saturating_sub(1)).and_then(quoting_hint).unwrap_or("");
         ConfigError { line, column, message: format!("this is not valid YAML: {words}{hint}") }
     })
@@ -167,6 +171,14 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
     }
 
     fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Node, E> {
+        self.scalar(Value::Number(value.to_string()))
+    }
+
+    fn visit_i128<E: serde::de::Error>(self, value: i128) -> Result<Node, E> {
+        self.scalar(Value::Number(value.to_string()))
+    }
+
+    fn visit_u128<E: serde::de::Error>(self, value: u128) -> Result<Node, E> {
         self.scalar(Value::Number(value.to_string()))
     }
 

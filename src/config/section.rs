@@ -6,6 +6,7 @@
 use std::{collections::HashSet, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use super::{
+    HostPort,
     file::{Fault, Key, Node, Value},
     units::parse_duration,
 };
@@ -13,10 +14,12 @@ use super::{
 /// A name that the user gives is not longer, in bytes.
 const MAX_NAME: usize = 64;
 
-/// Collects faults.
+/// Collects faults, and what can be judged only when all is read.
 #[derive(Default)]
 pub(super) struct Checker {
     pub(super) faults: Vec<Fault>,
+    /// Every backend's key, address and node, to be held against the listeners.
+    pub(super) backends: Vec<(String, HostPort, usize)>,
 }
 
 /// A mapping whose keys are known, and where it stands in the file.

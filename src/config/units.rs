@@ -68,7 +68,10 @@ impl Bind {
         let port = port.parse().ok()?;
         match host {
             "" | "*" => Some(Self::All(port)),
-            _ => Some(Self::One(SocketAddr::new(host.parse().ok()?, port))),
+            // An IPv4 address in IPv6 clothes can only be bound as what it is.
+            _ => {
+                Some(Self::One(SocketAddr::new(host.parse::<IpAddr>().ok()?.to_canonical(), port)))
+            }
         }
     }
 
@@ -78,6 +81,18 @@ impl Bind {
             Self::All(port) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
             Self::One(address) => address,
         }
+    }
+
+    /// Whether a backend there would be this very process, as far as the address alone tells: a
+    /// wildcard is only known to take the loopback addresses.
+    pub(super) fn is_reached_by(&self, backend: &HostPort) -> bool {
+        let ip = match backend.host.as_str() {
+            "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
+            host => host.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()),
+        };
+        let own = self.address();
+        own.port() == backend.port
+            && ip.is_some_and(|ip| ip == own.ip() || own.ip().is_unspecified() && ip.is_loopback())
     }
 
     /// Whether both cannot be bound at once. Port 0 is never the same port twice.
@@ -180,6 +195,20 @@ mod tests {
         assert!(!overlap("0.0.0.0:1", "[::1]:1"));
         assert!(!overlap("*:1", "*:2"));
         assert!(!overlap("127.0.0.1:0", "127.0.0.1:0"));
+    }
+
+    #[test]
+    fn a_backend_that_is_the_listener_itself_is_seen() {
+        let reached = |bind: &str, backend: &str| {
+            Bind::parse(bind).unwrap().is_reached_by(&HostPort::parse(backend).unwrap())
+        };
+        assert!(reached("127.0.0.1:1", "127.0.0.1:1"));
+        assert!(reached("*:1", "localhost:1"));
+        assert!(reached("[::]:1", "[::1]:1"));
+        assert!(!reached("*:1", "10.0.0.1:1"));
+        assert!(!reached("127.0.0.1:1", "127.0.0.1:2"));
+        assert!(!reached("*:1", "redis:1"));
+        assert_eq!(Bind::parse("[::ffff:1.2.3.4]:1").unwrap().to_string(), "1.2.3.4:1");
     }
 
     proptest! {

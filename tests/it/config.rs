@@ -55,6 +55,22 @@ fn every_error_has_its_place_and_words() {
         ),
         (pool("    auth: { username: x }\n"), &["found none"]),
         (
+            pool("    auth: { password: !!int hunter2 }\n"),
+            &["6:23: this is not valid YAML: a value does not fit its tag"],
+        ),
+        (
+            pool("    auth: { password: 184467440737095516159 }\n"),
+            &["6:23: pools.main.auth.password is not text: found a number"],
+        ),
+        (
+            pool("    auth:\n      password: |\n        x\n"),
+            &["7:17: pools.main.auth.password ends with a newline"],
+        ),
+        (
+            backend("{ a: 127.0.0.1:6379 }"),
+            &["5:20: pools.main.backends.a is this rolegate itself: found 127.0.0.1:6379"],
+        ),
+        (
             pool("    auth: { hunter2 }\n"),
             &["6:13: unknown key in pools.main.auth: found one that is not shown"],
         ),
@@ -151,7 +167,7 @@ fn every_error_has_its_place_and_words() {
         for part in expected {
             assert!(words.contains(part), "{text}\nwants {part:?}, has:\n{words}");
         }
-        assert!(!words.contains("hunter2"), "{words}");
+        assert!(!words.contains("hunter2") && !words.contains("1844674"), "{words}");
         for line in words.lines() {
             let mut parts = line.splitn(3, ':');
             let position = [parts.next(), parts.next()].map(|p| p.unwrap().parse::<usize>());
@@ -180,6 +196,9 @@ fn good_configs_of_every_kind() {
     fs::write(&secret, "pass\n").unwrap();
     let good = [
         GOOD.to_owned(),
+        format!("\u{feff}{GOOD}"),
+        GOOD.replace('\n', "\r\n"),
+        GOOD.replace("127.0.0.1:6379", "\"[::ffff:127.0.0.1]:6379\""),
         format!("{GOOD}    auth: {{ password_file: {} }}\n", secret.display()),
         format!("{GOOD}    auth: {{ username: u, password_env: IT_SET }}\n"),
         GOOD.replace("127.0.0.1:6379", "\"*:6379\""),
