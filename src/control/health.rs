@@ -7,9 +7,11 @@ use crate::topology::{Answer, Failure, State};
 pub enum Observation {
     /// A full, successful check.
     Passed(Answer),
-    /// `-BUSY` on a connection that has passed a check before: the very process that answered then
-    /// runs a long script now.
+    /// `-BUSY` on a connection that has passed a check before, and no other role than then: the
+    /// very process that answered then runs a long script now.
     StillBusy,
+    /// No answer in time on a connection that has passed a check before.
+    Silent,
     /// A check that failed.
     Failed(Failure),
 }
@@ -33,7 +35,8 @@ impl Health {
         &self.state
     }
 
-    /// Takes one result in. Any answer counts at once, also a bad one; only silence waits.
+    /// Takes one result in. Any answer counts at once, also a bad one. Only the silence of the
+    /// process that answered before waits: what is silent on a new connection may be another.
     pub fn observe(&mut self, observation: Observation) {
         match observation {
             Observation::Passed(answer) => {
@@ -43,9 +46,9 @@ impl Health {
             // A script blocks the process, which can neither change its role nor lose its data
             // while it does: what it said before still holds.
             Observation::StillBusy => self.silences = 0,
-            Observation::Failed(Failure::Timeout) => {
+            Observation::Silent => {
                 self.silences = self.silences.saturating_add(1);
-                if self.silences >= self.fall || !matches!(self.state, State::Up(_)) {
+                if self.silences >= self.fall {
                     self.state = State::Down(Failure::Timeout);
                 }
             }
@@ -73,10 +76,10 @@ mod tests {
     #[test]
     fn silence_waits_and_every_answer_counts_at_once() {
         let mut health = up();
-        health.observe(Observation::Failed(Failure::Timeout));
-        health.observe(Observation::Failed(Failure::Timeout));
+        health.observe(Observation::Silent);
+        health.observe(Observation::Silent);
         assert_eq!(health.state().role(), Some(Role::Master));
-        health.observe(Observation::Failed(Failure::Timeout));
+        health.observe(Observation::Silent);
         assert_eq!(*health.state(), State::Down(Failure::Timeout));
 
         let mut health = up();
@@ -85,11 +88,18 @@ mod tests {
     }
 
     #[test]
+    fn silence_on_a_new_connection_does_not_wait() {
+        let mut health = up();
+        health.observe(Observation::Failed(Failure::Timeout));
+        assert_eq!(*health.state(), State::Down(Failure::Timeout));
+    }
+
+    #[test]
     fn an_answer_ends_a_row_of_silences() {
         let mut health = up();
         for _ in 0..10 {
-            health.observe(Observation::Failed(Failure::Timeout));
-            health.observe(Observation::Failed(Failure::Timeout));
+            health.observe(Observation::Silent);
+            health.observe(Observation::Silent);
             health.observe(Observation::Passed(answer(Role::Master)));
         }
         assert_eq!(health.state().role(), Some(Role::Master));
@@ -129,11 +139,11 @@ mod tests {
             let mut health = Health::new(fall);
             health.observe(Observation::Passed(answer(Role::Master)));
             for _ in 0..before.min(fall - 1) {
-                health.observe(Observation::Failed(Failure::Timeout));
+                health.observe(Observation::Silent);
                 prop_assert_eq!(health.state().role(), Some(Role::Master));
             }
             for _ in 0..fall {
-                health.observe(Observation::Failed(Failure::Timeout));
+                health.observe(Observation::Silent);
             }
             prop_assert_eq!(health.state().role(), None);
         }

@@ -110,6 +110,7 @@ impl Monitor {
         let member = &mut self.members[place];
         let (failure, counts) = match &observation {
             Observation::Failed(failure) => (Some(*failure), true),
+            Observation::Silent => (Some(Failure::Timeout), true),
             Observation::StillBusy => (Some(Failure::Busy), false),
             Observation::Passed(_) => (None, false),
         };
@@ -232,11 +233,14 @@ impl Member {
     }
 
     fn evidence(&self) -> String {
-        let what = match self.health.state() {
-            State::Unchecked => "unchecked",
-            State::Up(answer) => answer.role.as_str(),
-            State::Down(failure) => failure.as_str(),
-        };
-        format!("{}={what}", self.name)
+        let name = &self.name;
+        match self.health.state() {
+            State::Unchecked => format!("{name}=unchecked"),
+            State::Up(answer) => {
+                let short: String = answer.run_id.chars().take(8).collect();
+                format!("{name}={} (run_id {short})", answer.role)
+            }
+            State::Down(failure) => format!("{name}={failure}"),
+        }
     }
 }

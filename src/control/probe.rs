@@ -54,6 +54,7 @@ pub struct Probe {
     silences: u32,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one for each backend")]
 enum Turn {
     /// No check is out; this is the connection that the last one left open.
     Idle(Option<Link>),
@@ -62,7 +63,25 @@ enum Turn {
     Asking(Asking),
 }
 
-type Asking = Pin<Box<dyn Future<Output = (Option<Link>, Result<Observation, Problem>)> + Send>>;
+/// A check that is out.
+struct Asking {
+    since: Instant,
+    over: Over,
+    answer: Pin<Box<dyn Future<Output = Answered> + Send>>,
+}
+
+type Answered = (Option<Link>, Result<Observation, Problem>);
+
+/// What connection a check goes over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// One that has passed a check before: whoever answers is the process that answered then.
+    Proven,
+    /// One that was kept, yet has passed none.
+    Kept,
+    /// A new one.
+    New,
+}
 
 impl Probe {
     /// A probe for the backend at this place of its pool.
@@ -81,10 +100,7 @@ impl Probe {
     pub async fn run(mut self) {
         loop {
             let started = Instant::now();
-            let (observation, words) = self.check().await;
-            let at = Instant::now();
-            let took = at - started;
-            let report = Report { place: self.place, at, took, observation, words };
+            let report = self.check().await;
             if self.reports.send(report).await.is_err() {
                 return;
             }
@@ -101,27 +117,44 @@ impl Probe {
     }
 
     /// One check, or one more timeout of the check that has not ended.
-    async fn check(&mut self) -> (Observation, Option<String>) {
-        let check = self.route.check;
-        let mut asking = match std::mem::replace(&mut self.turn, Turn::Idle(None)) {
-            Turn::Idle(link) => Box::pin(self.route.clone().ask(link)),
-            Turn::Asking(asking) => asking,
-        };
-        let Ok((link, result)) = timeout(check.timeout, &mut asking).await else {
-            self.silences += 1;
-            if self.silences < check.fall {
-                self.turn = Turn::Asking(asking);
-            } else {
-                // Long enough: start anew, should only this connection be dead.
-                self.silences = 0;
-            }
-            return (Observation::Failed(Failure::Timeout), None);
-        };
-        self.silences = 0;
-        self.turn = Turn::Idle(link);
-        match result {
-            Ok(observation) => (observation, None),
-            Err(Problem { failure, words }) => (Observation::Failed(failure), words),
+    async fn check(&mut self) -> Report {
+        loop {
+            let mut asking = match std::mem::replace(&mut self.turn, Turn::Idle(None)) {
+                Turn::Idle(link) => self.route.ask(link.filter(|link| !link.is_cut())),
+                Turn::Asking(asking) => asking,
+            };
+            let Asking { since, over, .. } = asking;
+            let answered = timeout(self.route.check.timeout, &mut asking.answer).await;
+            let (observation, words) = match answered {
+                Ok((_, Err(problem))) if problem.failure == Failure::Cut && over != Over::New => {
+                    // That proves nothing about the backend: ask again on a new connection.
+                    self.silences = 0;
+                    continue;
+                }
+                Ok((link, result)) => {
+                    self.silences = 0;
+                    self.turn = Turn::Idle(link);
+                    match result {
+                        Ok(observation) => (observation, None),
+                        Err(Problem { failure, words }) => (Observation::Failed(failure), words),
+                    }
+                }
+                Err(_) => {
+                    self.silences += 1;
+                    if self.silences < self.route.check.fall {
+                        self.turn = Turn::Asking(asking);
+                    } else {
+                        // Long enough: start anew, should only this connection be dead.
+                        self.silences = 0;
+                    }
+                    match over {
+                        Over::Proven => (Observation::Silent, None),
+                        Over::Kept | Over::New => (Observation::Failed(Failure::Timeout), None),
+                    }
+                }
+            };
+            let at = Instant::now();
+            return Report { place: self.place, at, took: at - since, observation, words };
         }
     }
 }
@@ -136,33 +169,40 @@ struct Route {
 }
 
 impl Route {
-    /// Asks on the kept connection. Where that turns out to be cut it proves nothing about the
-    /// backend, so the question is asked again on a new one.
-    async fn ask(
-        self: Arc<Self>,
-        kept: Option<Link>,
-    ) -> (Option<Link>, Result<Observation, Problem>) {
-        if let Some(link) = kept.filter(|link| !link.is_cut()) {
-            match link.ask(self.auth.as_ref()).await {
-                (_, Err(problem)) if problem.failure == Failure::Cut => {}
-                outcome => return outcome,
+    /// A check over the kept connection, or else over a new one.
+    fn ask(self: &Arc<Self>, kept: Option<Link>) -> Asking {
+        let route = self.clone();
+        let over = match &kept {
+            Some(link) if link.is_proven() => Over::Proven,
+            Some(_) => Over::Kept,
+            None => Over::New,
+        };
+        let answer = Box::pin(async move {
+            let link = match kept {
+                Some(link) => Ok(link),
+                None => route.connect().await,
+            };
+            match link {
+                Ok(link) => link.ask(route.auth.as_ref()).await,
+                Err(problem) => (None, Err(problem)),
             }
-        }
-        match self.connect().await {
-            Ok(link) => link.ask(self.auth.as_ref()).await,
-            Err(problem) => (None, Err(problem)),
-        }
+        });
+        Asking { since: Instant::now(), over, answer }
     }
 
     /// Tries each address of the backend in turn.
     async fn connect(&self) -> Result<Link, Problem> {
         // Unacknowledged for longer than `fall` timeouts: the host is gone.
         let patience = (self.check.timeout * self.check.fall).max(Duration::from_secs(1));
+        let addresses = self.resolve().await?;
+        // One that swallows everything leaves time for the next.
+        let share = self.check.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut last = None;
-        for address in self.resolve().await? {
-            match net::connect(address).await {
-                Ok(stream) => return Link::new(stream, address, patience).await,
-                Err(error) => last = Some(Problem::io(&error)),
+        for address in addresses {
+            match timeout(share, net::connect(address)).await {
+                Ok(Ok(stream)) => return Link::new(stream, address, patience).await,
+                Ok(Err(error)) => last = Some(Problem::io(&error)),
+                Err(_) => last = Some(Problem { failure: Failure::Timeout, words: None }),
             }
         }
         Err(last.unwrap_or(Problem { failure: Failure::Unresolved, words: None }))

@@ -361,3 +361,87 @@ fn a_refused_login_is_tried_again_on_the_same_connection() {
     rolegate.wait_ready();
     assert_eq!(connections.load(Ordering::Relaxed), 1);
 }
+
+#[test]
+fn a_new_process_that_says_nothing_is_not_taken_for_the_old_one() {
+    let swapped = Arc::new(AtomicBool::new(false));
+    let swap = swapped.clone();
+    let fake = Fake::start(move |mut connection| {
+        if swap.load(Ordering::Relaxed) {
+            return connection.drain();
+        }
+        while !swap.load(Ordering::Relaxed) {
+            let command = connection.command()?;
+            connection.answer_check(&command, INFO_MASTER)?;
+        }
+        Ok(())
+    });
+    // The old process would get 100 timeouts.
+    let config = config(&[fake.address()], None).replace("fall: 2", "fall: 100");
+    let rolegate = Rolegate::start_ready(&config);
+    swapped.store(true, Ordering::Relaxed);
+    rolegate.wait_failure("n0", "timeout");
+    assert_eq!(rolegate.get("/ready").0, 503);
+}
+
+#[test]
+fn an_error_and_then_garbage_does_not_keep_a_dead_connection() {
+    let first = AtomicBool::new(true);
+    let fake = Fake::start(move |mut connection| {
+        let broken = first.swap(false, Ordering::Relaxed);
+        loop {
+            let command = connection.command()?;
+            if broken {
+                connection
+                    .send("-LOADING Redis is loading the dataset in memory\r\n!garbage\r\n")?;
+            } else {
+                connection.answer_check(&command, INFO_MASTER)?;
+            }
+        }
+    });
+    in_front_of(fake.address(), None).wait_ready();
+}
+
+#[test]
+fn busy_is_believed_only_from_the_connection_that_passed() {
+    // Busy at first, then a pass, then garbage; on every later connection a replica.
+    let first = AtomicBool::new(true);
+    let fake = Fake::start(move |mut connection| {
+        if first.swap(false, Ordering::Relaxed) {
+            connection.command()?;
+            connection.send("-BUSY Redis is busy running a script.\r\n".repeat(3))?;
+            connection.command()?;
+            connection.command()?;
+            for _ in 0..3 {
+                let command = connection.command()?;
+                connection.answer_check(&command, INFO_MASTER)?;
+            }
+            connection.command()?;
+            connection.send("\x01garbage\r\n")?;
+            return connection.drain();
+        }
+        let replica = INFO_MASTER.replace("role:master", "role:slave");
+        loop {
+            let command = connection.command()?;
+            connection.answer_check(&command, &replica)?;
+        }
+    });
+    let rolegate = in_front_of(fake.address(), None);
+    eventually("it is seen as a replica", || {
+        let role = r#"rolegate_backend_role{backend="n0",pool="main",role="replica"}"#;
+        (rolegate.metric(role) == 1.0).then_some(())
+    });
+    assert_eq!(rolegate.get("/ready").0, 503);
+}
+
+#[test]
+fn a_role_that_changed_just_before_a_script_is_seen() {
+    let node = Node::start(&["busy-reply-threshold 50"]);
+    let config = config(&[node.address()], None).replace("interval: 100ms", "interval: 2s");
+    let rolegate = Rolegate::start_ready(&config);
+    let mut script = node.client();
+    script.send(&["REPLICAOF", "127.0.0.1", "1"]).unwrap();
+    script.send(&["EVAL", "while true do end", "0"]).unwrap();
+    rolegate.wait_failure("n0", "busy");
+    node.call(&["SCRIPT", "KILL"]);
+}

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Problem,
+    Answered, Problem,
     reply::{self, Info},
 };
 use crate::{
@@ -45,8 +45,8 @@ pub(super) struct Link {
     tap: Arc<Tap>,
     address: SocketAddr,
     logged_in: bool,
-    /// Known once a check has passed; no other process can ever answer on this connection.
-    run_id: Option<String>,
+    /// The last check that passed; no other process can ever answer on this connection.
+    proven: Option<Answer>,
 }
 
 impl Link {
@@ -66,13 +66,23 @@ impl Link {
         .await
         .map_err(|error| tap.problem(&error))?;
         let mut drivers = JoinSet::new();
-        drivers.spawn(driver);
-        Ok(Self { connection, _driver: drivers, tap, address, logged_in: false, run_id: None })
+        let cut = tap.cut.clone();
+        drivers.spawn(async move {
+            driver.await;
+            cut.cancel();
+        });
+        let proven = None;
+        Ok(Self { connection, _driver: drivers, tap, address, logged_in: false, proven })
     }
 
-    /// Whether the backend has closed the connection.
+    /// Whether the connection is of no more use.
     pub(super) fn is_cut(&self) -> bool {
         self.tap.cut.is_cancelled()
+    }
+
+    /// Whether a check has passed on this connection.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven.is_some()
     }
 
     /// Resolves when the backend closes the connection, also while nothing is asked.
@@ -81,32 +91,7 @@ impl Link {
     }
 
     /// One full check. Gives the link back unless a new one is needed.
-    pub(super) async fn ask(
-        mut self,
-        auth: Option<&Auth>,
-    ) -> (Option<Self>, Result<Observation, Problem>) {
-        let answer = self.question(auth).await;
-        match answer {
-            Ok(answer) => (Some(self), Ok(Observation::Passed(answer))),
-            Err(problem) if problem.failure == Failure::Busy && self.run_id.is_some() => {
-                (Some(self), Ok(Observation::StillBusy))
-            }
-            Err(problem) => {
-                if problem.failure == Failure::NoAuth {
-                    self.logged_in = false;
-                }
-                // Any other refusal can end on this connection as well as on a new one.
-                let lost = matches!(
-                    problem.failure,
-                    Failure::Protocol | Failure::Denied | Failure::MaxClients
-                );
-                let keep = !lost && !self.is_cut();
-                (keep.then_some(self), Err(problem))
-            }
-        }
-    }
-
-    async fn question(&mut self, auth: Option<&Auth>) -> Result<Answer, Problem> {
+    pub(super) async fn ask(mut self, auth: Option<&Auth>) -> Answered {
         let auth = auth.filter(|_| !self.logged_in);
         let mut commands = Pipeline::new();
         if let Some(auth) = auth {
@@ -114,31 +99,75 @@ impl Link {
             commands.arg(&auth.username).arg(auth.password.expose_secret());
         }
         commands.cmd("PING").cmd("INFO").arg("replication");
-        if self.run_id.is_none() {
+        if self.proven.is_none() {
             commands.cmd("INFO").arg("server");
         }
-        self.tap.heard().received = 0;
-        let replies = self
-            .connection
-            .send_packed_commands(&commands, 0, commands.len())
-            .await
-            .map_err(|error| self.tap.problem(&error))?;
-        self.tap.heard().settled = true;
+        let replies = match self.send(&commands).await {
+            Ok(replies) => replies,
+            Err(problem) => return (None, Err(problem)),
+        };
+        let result = match self.read(replies, auth.is_some()) {
+            Ok(answer) => {
+                self.proven = Some(answer.clone());
+                Ok(Observation::Passed(answer))
+            }
+            Err(problem) if problem.failure == Failure::Busy && self.is_proven() => {
+                self.ask_busy(problem).await
+            }
+            Err(problem) => Err(problem),
+        };
+        let lost = match &result {
+            Ok(_) => false,
+            // The user is another than it was.
+            Err(problem) if problem.failure == Failure::NoAuth => {
+                self.logged_in = false;
+                false
+            }
+            // Any other refusal can end on this connection as well as on a new one.
+            Err(problem) => matches!(
+                problem.failure,
+                Failure::Cut | Failure::Denied | Failure::MaxClients | Failure::Protocol
+            ),
+        };
+        ((!lost).then_some(self), result)
+    }
 
+    /// During a script only HELLO tells the role. Servers before 6.0 have none, and then what was
+    /// said before has to do.
+    async fn ask_busy(&mut self, busy: Problem) -> Result<Observation, Problem> {
+        let mut hello = Pipeline::new();
+        hello.cmd("HELLO");
+        let replies = self.send(&hello).await?;
+        let role = replies.first().and_then(reply::hello_role);
+        match (&self.proven, role) {
+            (Some(proven), Some(role)) if proven.role != role => Err(busy),
+            _ => Ok(Observation::StillBusy),
+        }
+    }
+
+    async fn send(&mut self, commands: &Pipeline) -> Result<Vec<Value>, Problem> {
+        self.tap.heard().received = 0;
+        let replies = self.connection.send_packed_commands(commands, 0, commands.len()).await;
+        let replies = replies.map_err(|error| self.tap.problem(&error))?;
+        self.tap.heard().settled = true;
+        Ok(replies)
+    }
+
+    fn read(&mut self, replies: Vec<Value>, login: bool) -> Result<Answer, Problem> {
         let mut replies = replies.into_iter();
         let mut next = || replies.next().unwrap_or(Value::Nil);
-        if auth.is_some() {
+        if login {
             reply::login(&next())?;
             self.logged_in = true;
         }
         reply::pong(&next())?;
         let replication = reply::info(next())?;
         let role = replication.role()?;
-        if self.run_id.is_none() {
-            let server = reply::info(next())?;
-            self.run_id = Some(server.text("run_id").unwrap_or_default());
-        }
-        Ok(answer(self.address, role, self.run_id.clone().unwrap_or_default(), &replication))
+        let run_id = match &self.proven {
+            Some(proven) => proven.run_id.clone(),
+            None => reply::info(next())?.text("run_id").unwrap_or_default(),
+        };
+        Ok(answer(self.address, role, run_id, &replication))
     }
 }
 
@@ -174,8 +203,8 @@ struct Heard {
     greeting: Vec<u8>,
     /// A check has had all its replies: what came first is no reason for what comes later.
     settled: bool,
-    /// How reading ended, unless with the backend's FIN.
-    error: Option<io::ErrorKind>,
+    /// The backend's FIN came, or this error of the stream.
+    ended: Option<Result<(), io::ErrorKind>>,
 }
 
 impl Tap {
@@ -194,6 +223,7 @@ impl Tap {
             return Err(io::Error::new(io::ErrorKind::InvalidData, words));
         }
         if bytes.is_empty() {
+            heard.ended = Some(Ok(()));
             self.cut.cancel();
         }
         Ok(())
@@ -201,7 +231,7 @@ impl Tap {
 
     /// Takes note of an error of the stream.
     fn fail(&self, error: io::Error) -> io::Error {
-        self.heard().error = Some(error.kind());
+        self.heard().ended = Some(Err(error.kind()));
         self.cut.cancel();
         error
     }
@@ -214,13 +244,13 @@ impl Tap {
         if let Some(failure) = greeting.filter(|_| !heard.settled) {
             return Problem { failure, words: None };
         }
-        let failure = match heard.error {
-            Some(io::ErrorKind::InvalidData) => Failure::Protocol,
+        let failure = match heard.ended {
+            Some(Err(io::ErrorKind::InvalidData)) => Failure::Protocol,
             // The system gave up on a host that acknowledges nothing.
-            Some(io::ErrorKind::TimedOut) => Failure::Timeout,
-            _ if self.cut.is_cancelled() => Failure::Cut,
+            Some(Err(io::ErrorKind::TimedOut)) => Failure::Timeout,
+            Some(_) => Failure::Cut,
             // The stream is well; it is what came over it that the parser gave up on.
-            _ => Failure::Protocol,
+            None => Failure::Protocol,
         };
         let words = match failure {
             Failure::Protocol => "a reply that is not RESP, or is too long".to_owned(),

@@ -39,6 +39,23 @@ pub(super) fn info(reply: Value) -> Result<Info, Problem> {
     }
 }
 
+/// The role in a reply to HELLO: names and values by turns.
+pub(super) fn hello_role(reply: &Value) -> Option<Role> {
+    let Value::Array(fields) = reply else {
+        return None;
+    };
+    let text = |value: &Value| match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
+        _ => None,
+    };
+    let role = fields.chunks(2).find(|pair| text(&pair[0]).as_deref() == Some("role"))?.get(1)?;
+    match text(role)?.as_str() {
+        "master" => Some(Role::Master),
+        "replica" | "slave" => Some(Role::Replica),
+        _ => None,
+    }
+}
+
 /// The text of INFO: lines of `field:value`.
 #[derive(Debug)]
 pub(super) struct Info(String);
@@ -164,6 +181,19 @@ mod tests {
         for other in ["", "# role:master\r\n", "role:active-replica\r\n", "xrole:master\r\n"] {
             assert_eq!(text(other).role().unwrap_err().failure, Failure::NoRole, "{other:?}");
         }
+    }
+
+    #[test]
+    fn hello_tells_the_role() {
+        let field = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let hello = |role: &str| {
+            Value::Array(vec![field("proto"), Value::Int(2), field("role"), field(role)])
+        };
+        assert_eq!(hello_role(&hello("master")), Some(Role::Master));
+        assert_eq!(hello_role(&hello("replica")), Some(Role::Replica));
+        assert_eq!(hello_role(&hello("sentinel")), None);
+        assert_eq!(hello_role(&Value::Array(vec![field("role")])), None);
+        assert_eq!(hello_role(&Value::Nil), None);
     }
 
     #[test]
