@@ -87,7 +87,21 @@ pub fn unread(stream: &TcpStream) -> u64 {
     rustix::io::ioctl_fionread(stream).unwrap_or(0)
 }
 
-/// Whether everything written has left for the peer. A RST would throw the rest away.
+/// Reads what is there without waiting, until the buffer is full. Not through tokio, which may not
+/// have noticed yet what has come.
+pub fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> usize {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match rustix::io::read(stream, &mut buffer[filled..]) {
+            Ok(0) | Err(_) => break,
+            Ok(n) => filled += n,
+        }
+    }
+    filled
+}
+
+/// Whether everything written has left for the peer. A RST would throw the rest away. Not to be
+/// asked after our own FIN, when the system always says yes.
 pub fn is_sent(stream: &TcpStream) -> bool {
     // With this mark a socket counts as writable only while nothing waits to be sent.
     if SockRef::from(stream).set_tcp_notsent_lowat(1).is_err() {

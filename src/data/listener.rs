@@ -57,7 +57,7 @@ impl Listener {
                     if !self.failing {
                         self.failing = true;
                         let error = error.to_string();
-                        let advice = "raise the limit of open files; clients wait meanwhile";
+                        let advice = "raise the limit of open files; new clients wait or are reset";
                         warn!(listener = &*self.shared.listener, error, advice, "cannot accept");
                     }
                     return false;

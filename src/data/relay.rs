@@ -14,7 +14,7 @@ use std::{
 
 use prometheus::IntCounter;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::{Instant, sleep, timeout_at},
 };
@@ -73,6 +73,8 @@ struct Flow {
     /// So much of `pending` is written.
     written: usize,
     phase: Phase,
+    /// Nothing waited in our kernel when the FIN was passed on.
+    sent_before_fin: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +106,7 @@ impl Relay {
             pending: Vec::new(),
             written: 0,
             phase: Phase::Open,
+            sent_before_fin: false,
         });
         Self { client, backend, up, down, first_closed: None }
     }
@@ -140,20 +143,27 @@ impl Relay {
         }
     }
 
-    /// Ends a session whose backend is lost: reads nothing from the client, delivers what the
-    /// backend has already answered, then resets both sides.
+    /// Ends a session whose backend is lost: reads nothing from the client, takes over what the
+    /// backend has already answered and resets it, delivers that to the client and resets it too.
     pub(super) async fn deliver_and_reset(mut self, moved: &mut Moved) {
         let deadline = Instant::now() + DELIVERY;
-        let mut unread = net::unread(&self.backend);
-        let delivered = poll_fn(|cx| {
-            let (from, to) = (&mut self.backend, &mut self.client);
-            self.down.poll_some(cx, from, to, &mut moved.down, &mut unread)
-        });
-        // A client that is gone, or too slow, loses what is left.
-        let _ = timeout_at(deadline, delivered).await;
+        if self.down.phase == Phase::Open {
+            self.down.salvage(&self.backend, &mut moved.down);
+        }
+        // At once, also for a slow client: the backend may not execute what our kernel still holds.
         net::reset(self.backend);
-        while !net::is_sent(&self.client) && Instant::now() < deadline {
-            sleep(DELIVERY_LOOK).await;
+        // A client that is gone, or too slow, loses what is left.
+        let delivered = poll_fn(|cx| self.down.poll_pending(cx, &mut self.client));
+        let _ = timeout_at(deadline, delivered).await;
+        if self.down.phase == Phase::Open {
+            while !net::is_sent(&self.client) && Instant::now() < deadline {
+                sleep(DELIVERY_LOOK).await;
+            }
+        } else if !self.down.sent_before_fin {
+            // After its FIN a socket no longer tells what it has sent; the client's FIN does.
+            let mut rest = [0; 1024];
+            let gone = async { while let Ok(1..) = self.client.read(&mut rest).await {} };
+            let _ = timeout_at(deadline, gone).await;
         }
         net::reset(self.client);
     }
@@ -176,16 +186,19 @@ impl Flow {
     ) -> Poll<Result<(), Broken>> {
         while self.phase == Phase::Open {
             let step = match ready!(self.poll_pending(cx, to)) {
-                Ok(()) => ready!(self.poll_read(cx, from, to, moved, BUFFER)),
+                Ok(()) => ready!(self.poll_read(cx, from, to, moved)),
                 Err(_) => Err(Broken::Receiver),
             };
             match step {
-                Ok(Some(_)) => {}
+                Ok(Some(())) => {}
                 // Nothing is pending here, so the FIN comes after every byte.
-                Ok(None) => match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
-                    Ok(()) => self.phase = Phase::Closed,
-                    Err(_) => self.phase = Phase::Broken,
-                },
+                Ok(None) => {
+                    self.sent_before_fin = net::is_sent(to);
+                    match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
+                        Ok(()) => self.phase = Phase::Closed,
+                        Err(_) => self.phase = Phase::Broken,
+                    }
+                }
                 Err(Broken::Sender) => return Poll::Ready(Err(Broken::Sender)),
                 Err(Broken::Receiver) => self.phase = Phase::Broken,
             }
@@ -196,41 +209,28 @@ impl Flow {
         }
     }
 
-    /// Moves so many bytes more, or as many as there are before the sender's end.
-    fn poll_some(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
-        moved: &mut u64,
-        left: &mut u64,
-    ) -> Poll<()> {
-        loop {
-            if ready!(self.poll_pending(cx, to)).is_err() || *left == 0 || self.phase != Phase::Open
-            {
-                return Poll::Ready(());
-            }
-            let most = usize::try_from(*left).unwrap_or(BUFFER);
-            match ready!(self.poll_read(cx, from, to, moved, most)) {
-                Ok(Some(n)) => *left = left.saturating_sub(n as u64),
-                Ok(None) | Err(_) => return Poll::Ready(()),
-            }
-        }
+    /// Takes over what has already come from a backend, as much as its socket may hold.
+    fn salvage(&mut self, backend: &TcpStream, moved: &mut u64) {
+        let unread = usize::try_from(net::unread(backend)).unwrap_or(0);
+        let start = self.pending.len();
+        self.pending.resize(start + unread, 0);
+        let read = net::read_now(backend, &mut self.pending[start..]);
+        self.pending.truncate(start + read);
+        *moved += read as u64;
+        self.counter.inc_by(read as u64);
     }
 
-    /// Reads once, at most so many bytes, and passes on what the receiver takes. `None` at the
-    /// sender's end. The receiver must have taken all that came before.
+    /// Reads once and passes on what the receiver takes. `None` at the sender's end. The receiver
+    /// must have taken all that came before.
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
         moved: &mut u64,
-        most: usize,
-    ) -> Poll<Result<Option<usize>, Broken>> {
+    ) -> Poll<Result<Option<()>, Broken>> {
         READ.with_borrow_mut(|buffer| {
-            let most = most.min(buffer.len());
-            let mut read = ReadBuf::new(&mut buffer[..most]);
+            let mut read = ReadBuf::new(buffer);
             if ready!(Pin::new(from).poll_read(cx, &mut read)).is_err() {
                 return Poll::Ready(Err(Broken::Sender));
             }
@@ -251,7 +251,7 @@ impl Flow {
                     }
                 }
             }
-            Poll::Ready(Ok(Some(n)))
+            Poll::Ready(Ok(Some(())))
         })
     }
 

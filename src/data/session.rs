@@ -92,7 +92,8 @@ impl Session {
         };
         match reason {
             CloseReason::Revoked | CloseReason::BackendReset => {
-                relay.deliver_and_reset(&mut account.moved).await;
+                // Boxed, so that no session pays for its end before it comes.
+                Box::pin(relay.deliver_and_reset(&mut account.moved)).await;
             }
             CloseReason::ClientReset => relay.reset(),
             _ => drop(relay),

@@ -39,7 +39,8 @@ fn every_promised_series_is_there() {
 fn status_tells_what_is_known_of_each_backend() {
     let group = Group::start(2);
     let rolegate = Rolegate::start_ready(&group.config());
-    let _client = rolegate.client();
+    let mut client = rolegate.client();
+    client.call(&["PING"]).unwrap();
     let status = rolegate.status();
     let pool = &status["pools"]["main"];
     assert_eq!((&pool["verdict"], &pool["master"]), (&"serve".into(), &"n0".into()));

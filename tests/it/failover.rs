@@ -300,3 +300,42 @@ fn what_a_broken_backend_has_answered_is_delivered_before_the_reset() {
     assert_eq!(client.read().unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert_eq!(rolegate.wait_log("session closed")["reason"], "backend_reset");
 }
+
+#[test]
+fn replies_that_came_before_a_crash_reach_a_slow_reader() {
+    const LENGTH: usize = 1_500_000;
+    let mut group = Group::start(1);
+    group.nodes[0].call(&["SET", "big", &"x".repeat(LENGTH)]);
+    let rolegate = Rolegate::start_ready(&group.config());
+    let mut client = Client::login(rolegate.address(), PASSWORD).unwrap();
+    client.send(&["GET", "big"]).unwrap();
+    let bytes_out = r#"rolegate_listener_bytes_total{direction="out",listener="redis"}"#;
+    eventually("rolegate has the whole reply", || {
+        (rolegate.metric(bytes_out) > 1_500_000.0).then_some(())
+    });
+    group.nodes[0].kill();
+    rolegate.wait_failure("n0", "refused");
+    assert_eq!(client.read().unwrap(), Reply::Bulk(vec![b'x'; LENGTH]));
+}
+
+#[test]
+fn a_lost_backend_is_reset_before_a_slow_client_has_everything() {
+    const LENGTH: usize = 64 << 20;
+    let demoted = Arc::new(AtomicBool::new(false));
+    let reset = Arc::new(AtomicBool::new(false));
+    let saw_reset = reset.clone();
+    let fake = Fake::demotable(demoted.clone(), move |connection| {
+        let error = connection.send(vec![b'x'; LENGTH]).unwrap_err();
+        saw_reset.store(error.kind() == ErrorKind::ConnectionReset, Ordering::Relaxed);
+        Err(error)
+    });
+    let rolegate = Rolegate::start_ready(&config(&[fake.address()], None));
+    let mut client = rolegate.client();
+    client.send(&["FETCH"]).unwrap();
+    let bytes_out = r#"rolegate_listener_bytes_total{direction="out",listener="redis"}"#;
+    eventually("the reply is under way", || (rolegate.metric(bytes_out) > 1e6).then_some(()));
+    demoted.store(true, Ordering::Relaxed);
+    eventually("the backend is reset", || reset.load(Ordering::Relaxed).then_some(()));
+    assert!(rolegate.log("session closed").is_empty(), "the client still gets what came before");
+    assert_eq!(rolegate.wait_log("session closed")["reason"], "revoked");
+}
