@@ -215,7 +215,6 @@ impl Member {
         let to = state.role().map_or(state.as_str(), Role::as_str);
         if let Some(failure) = failure {
             let (reason, advice) = (failure.as_str(), failure.advice());
-            let words = words.unwrap_or_default();
             if before.role().is_some() && state.role().is_none() {
                 warn!(pool, backend, from, to, reason, words, advice, "backend is down");
             } else if self.failing != Some(failure) {
