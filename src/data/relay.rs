@@ -72,19 +72,10 @@ struct Flow {
     pending: Vec<u8>,
     /// So much of `pending` is written.
     written: usize,
-    phase: Phase,
+    /// The sender's FIN was passed on.
+    closed: bool,
     /// Nothing waited in our kernel when the FIN was passed on.
     sent_before_fin: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Bytes may come.
-    Open,
-    /// The sender's FIN was passed on.
-    Closed,
-    /// The receiver takes nothing any more.
-    Broken,
 }
 
 /// Which end of a flow broke.
@@ -105,7 +96,7 @@ impl Relay {
             counter,
             pending: Vec::new(),
             written: 0,
-            phase: Phase::Open,
+            closed: false,
             sent_before_fin: false,
         });
         Self { client, backend, up, down, first_closed: None }
@@ -119,22 +110,21 @@ impl Relay {
     fn poll(&mut self, cx: &mut Context<'_>, moved: &mut Moved) -> Poll<End> {
         let up = self.up.poll(cx, &mut self.client, &mut self.backend, &mut moved.up);
         let down = self.down.poll(cx, &mut self.backend, &mut self.client, &mut moved.down);
-        // A backend that no longer takes commands may have answered earlier ones: only what it
-        // sends decides when it is done. From a client that is gone there is nothing to wait for.
-        if matches!(up, Poll::Ready(Err(Broken::Sender)))
-            || matches!(down, Poll::Ready(Err(Broken::Receiver)))
-        {
-            return Poll::Ready(End::ClientReset);
-        }
-        if matches!(down, Poll::Ready(Err(Broken::Sender))) {
-            return Poll::Ready(End::BackendReset);
+        match (&up, &down) {
+            (Poll::Ready(Err(Broken::Sender)), _) | (_, Poll::Ready(Err(Broken::Receiver))) => {
+                return Poll::Ready(End::ClientReset);
+            }
+            // A write breaks only when nothing more can come. What has come is delivered after.
+            (Poll::Ready(Err(Broken::Receiver)), _) | (_, Poll::Ready(Err(Broken::Sender))) => {
+                return Poll::Ready(End::BackendReset);
+            }
+            _ => {}
         }
         if self.first_closed.is_none() {
-            self.first_closed = match (self.down.phase, self.up.phase) {
-                (Phase::Open, Phase::Open) => None,
-                (Phase::Open, Phase::Broken) => Some(End::BackendReset),
-                (Phase::Open, Phase::Closed) => Some(End::ClientClosed),
-                _ => Some(End::BackendClosed),
+            self.first_closed = match (self.down.closed, self.up.closed) {
+                (false, false) => None,
+                (false, true) => Some(End::ClientClosed),
+                (true, _) => Some(End::BackendClosed),
             };
         }
         match (up, down, self.first_closed) {
@@ -147,7 +137,7 @@ impl Relay {
     /// backend has already answered and resets it, delivers that to the client and resets it too.
     pub(super) async fn deliver_and_reset(mut self, moved: &mut Moved) {
         let deadline = Instant::now() + DELIVERY;
-        if self.down.phase == Phase::Open {
+        if !self.down.closed {
             self.down.salvage(&self.backend, &mut moved.down);
         }
         // At once, also for a slow client: the backend may not execute what our kernel still holds.
@@ -155,7 +145,7 @@ impl Relay {
         // A client that is gone, or too slow, loses what is left.
         let delivered = poll_fn(|cx| self.down.poll_pending(cx, &mut self.client));
         let _ = timeout_at(deadline, delivered).await;
-        if self.down.phase == Phase::Open {
+        if !self.down.closed {
             while !net::is_sent(&self.client) && Instant::now() < deadline {
                 sleep(DELIVERY_LOOK).await;
             }
@@ -176,7 +166,8 @@ impl Relay {
 }
 
 impl Flow {
-    /// Moves what can be moved now. Ready when nothing will move any more.
+    /// Moves what can be moved now. Ready when nothing will move any more; not to be polled after
+    /// an error.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -184,29 +175,20 @@ impl Flow {
         to: &mut TcpStream,
         moved: &mut u64,
     ) -> Poll<Result<(), Broken>> {
-        while self.phase == Phase::Open {
-            let step = match ready!(self.poll_pending(cx, to)) {
-                Ok(()) => ready!(self.poll_read(cx, from, to, moved)),
-                Err(_) => Err(Broken::Receiver),
-            };
-            match step {
-                Ok(Some(())) => {}
+        while !self.closed {
+            if ready!(self.poll_pending(cx, to)).is_err() {
+                return Poll::Ready(Err(Broken::Receiver));
+            }
+            if ready!(self.poll_read(cx, from, to, moved))?.is_none() {
                 // Nothing is pending here, so the FIN comes after every byte.
-                Ok(None) => {
-                    self.sent_before_fin = net::is_sent(to);
-                    match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
-                        Ok(()) => self.phase = Phase::Closed,
-                        Err(_) => self.phase = Phase::Broken,
-                    }
+                self.sent_before_fin = net::is_sent(to);
+                if ready!(Pin::new(&mut *to).poll_shutdown(cx)).is_err() {
+                    return Poll::Ready(Err(Broken::Receiver));
                 }
-                Err(Broken::Sender) => return Poll::Ready(Err(Broken::Sender)),
-                Err(Broken::Receiver) => self.phase = Phase::Broken,
+                self.closed = true;
             }
         }
-        match self.phase {
-            Phase::Broken => Poll::Ready(Err(Broken::Receiver)),
-            _ => Poll::Ready(Ok(())),
-        }
+        Poll::Ready(Ok(()))
     }
 
     /// Takes over what has already come from a backend, as much as its socket may hold.

@@ -2,6 +2,7 @@
 
 use std::{
     io::ErrorKind,
+    net::Shutdown,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +16,7 @@ use crate::support::{
     Client, Fake, Group, Node, PASSWORD, Reply, Rolegate, Sentinels, config, encode, eventually,
 };
 
-/// Far more than any of these should take, and far less than the next poll of a slow machine.
+/// Far more than any of these should take; the bench measures how long they do.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Four sessions through rolegate: idle, blocked, subscribed, and in the middle of a pipeline.
@@ -318,24 +319,124 @@ fn replies_that_came_before_a_crash_reach_a_slow_reader() {
     assert_eq!(client.read().unwrap(), Reply::Bulk(vec![b'x'; LENGTH]));
 }
 
-#[test]
-fn a_lost_backend_is_reset_before_a_slow_client_has_everything() {
-    const LENGTH: usize = 64 << 20;
-    let demoted = Arc::new(AtomicBool::new(false));
-    let reset = Arc::new(AtomicBool::new(false));
-    let saw_reset = reset.clone();
-    let fake = Fake::demotable(demoted.clone(), move |connection| {
-        let error = connection.send(vec![b'x'; LENGTH]).unwrap_err();
-        saw_reset.store(error.kind() == ErrorKind::ConnectionReset, Ordering::Relaxed);
+/// A fake that answers one command with more than fits on the way to a client that does not read,
+/// and notes how sending it ended.
+fn flood(demoted: &Arc<AtomicBool>, ended: &Arc<AtomicBool>) -> Fake {
+    let ended = ended.clone();
+    Fake::demotable(demoted.clone(), move |connection| {
+        let error = connection.send(vec![b'x'; 64 << 20]).unwrap_err();
+        ended.store(error.kind() == ErrorKind::ConnectionReset, Ordering::Relaxed);
         Err(error)
+    })
+}
+
+#[test]
+fn a_slow_client_gets_all_that_came_before_the_reset_of_its_backend() {
+    let (demoted, reset) = (Arc::default(), Arc::default());
+    let fake = flood(&demoted, &reset);
+    let rolegate = Rolegate::start_ready(&config(&[fake.address()], None));
+    let mut client = rolegate.client();
+    client.send(&["FETCH"]).unwrap();
+    // Every buffer on the way is full, also the one that only the end empties.
+    let bytes_out = r#"rolegate_listener_bytes_total{direction="out",listener="redis"}"#;
+    let (mut last, mut still) = (0.0, 0);
+    eventually("nothing moves any more", || {
+        let now = rolegate.metric(bytes_out);
+        still = if now == last && now > 0.0 { still + 1 } else { 0 };
+        last = now;
+        (still == 50).then_some(())
+    });
+    demoted.store(true, Ordering::Relaxed);
+    // The backend does not wait for the client, which reads only now.
+    eventually("the backend is reset", || reset.load(Ordering::Relaxed).then_some(()));
+    let got = client.drain();
+    let line = rolegate.wait_log("session closed");
+    assert_eq!((&line["reason"], &line["bytes_out"]), (&"revoked".into(), &got.into()));
+    assert!(got as f64 > last, "{got} bytes are no more than the {last} before the end");
+}
+
+#[test]
+fn a_client_that_keeps_sending_into_a_crash_gets_its_replies() {
+    const LENGTH: usize = 1_500_000;
+    // The fake closes with unread input, as a killed process does: FIN or RST, then RST.
+    let fake = Fake::master(|connection, command| {
+        if command[0] == "FETCH" {
+            return connection.send(format!("${LENGTH}\r\n{}\r\n", "x".repeat(LENGTH)));
+        }
+        connection.stream().shutdown(Shutdown::Write)?;
+        connection.command()?;
+        Err(ErrorKind::ConnectionReset.into())
     });
     let rolegate = Rolegate::start_ready(&config(&[fake.address()], None));
     let mut client = rolegate.client();
     client.send(&["FETCH"]).unwrap();
     let bytes_out = r#"rolegate_listener_bytes_total{direction="out",listener="redis"}"#;
-    eventually("the reply is under way", || (rolegate.metric(bytes_out) > 1e6).then_some(()));
+    eventually("rolegate has the whole reply", || {
+        (rolegate.metric(bytes_out) > 1_500_000.0).then_some(())
+    });
+    let flood = client.flood(&["MORE"]);
+    // The client reads late, yet within the second that a slow client has.
+    let late = Instant::now() + Duration::from_millis(300);
+    while rolegate.log("session closed").is_empty() && Instant::now() < late {
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    assert_eq!(client.read().unwrap(), Reply::Bulk(vec![b'x'; LENGTH]));
+    flood.join().unwrap();
+}
+
+#[test]
+fn a_client_on_its_way_to_a_lost_master_is_taken_to_the_new_one() {
+    let demoted = Arc::new(AtomicBool::new(false));
+    let old = Fake::once(demoted.clone(), true);
+    let new = Node::start(&[]);
+    let master = Node::start(&[]);
+    new.follow(&master);
+    let config = config(&[old.address(), new.address()], None)
+        .replace("admin:", "    connect_timeout: 1m\nadmin:");
+    let rolegate = Rolegate::start_ready(&config);
+    let _full = old.fill_backlog();
+    let mut client = rolegate.client();
+    client.send(&["PING"]).unwrap();
+    eventually("the session is open", || {
+        (rolegate.metric(r#"rolegate_listener_sessions{listener="redis"}"#) == 1.0).then_some(())
+    });
+    // In this order there is no moment without a master, and so none to be refused in.
+    new.promote();
     demoted.store(true, Ordering::Relaxed);
-    eventually("the backend is reset", || reset.load(Ordering::Relaxed).then_some(()));
-    assert!(rolegate.log("session closed").is_empty(), "the client still gets what came before");
-    assert_eq!(rolegate.wait_log("session closed")["reason"], "revoked");
+    rolegate.wait_master("n1");
+    let reply = client.read();
+    match reply {
+        Ok(reply) => assert_eq!(reply.text(), "PONG"),
+        // Unless a check fell between the two.
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+            assert_eq!(rolegate.wait_log("session closed")["reason"], "refused");
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_takes_no_connection_is_named() {
+    let connect_failures = r#"rolegate_connect_failures_total{backend="n0",pool="main"}"#;
+    for (listens, reason) in [(true, "connect_timeout"), (false, "connect_failed")] {
+        let fake = Fake::once(Arc::default(), listens);
+        let config =
+            config(&[fake.address()], None).replace("admin:", "    connect_timeout: 200ms\nadmin:");
+        let rolegate = Rolegate::start_ready(&config);
+        let _full = fake.fill_backlog();
+        assert_eq!(rolegate.client().end().1, ErrorKind::ConnectionReset);
+        assert_eq!(rolegate.wait_log("session closed")["reason"], reason);
+        assert_eq!(rolegate.metric(connect_failures), 1.0);
+    }
+}
+
+#[test]
+fn one_process_under_two_names_is_named_as_such() {
+    let node = Node::start(&[]);
+    let config = config(&[node.address()], None)
+        .replace("backends: { ", &format!("backends: {{ twin: 'localhost:{}', ", node.port()));
+    let rolegate = Rolegate::start(&config);
+    eventually("the reason says it", || {
+        rolegate.get("/ready").1.contains("they have one run_id").then_some(())
+    });
 }

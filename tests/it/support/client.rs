@@ -3,6 +3,7 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -68,6 +69,14 @@ impl Client {
         self.stream.get_mut().write_all(bytes)
     }
 
+    /// Sends the command again and again from another thread, until the connection breaks.
+    pub fn flood(&self, command: &[&str]) -> JoinHandle<()> {
+        let mut stream = self.stream.get_ref().try_clone().unwrap();
+        let command: Vec<_> = command.iter().map(|word| word.as_bytes()).collect();
+        let command = encode(&command);
+        thread::spawn(move || while stream.write_all(&command).is_ok() {})
+    }
+
     /// Says that nothing more will be sent; replies can still be read.
     pub fn finish(&mut self) {
         self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
@@ -107,6 +116,20 @@ impl Client {
 
     fn read_many(&mut self, count: usize) -> io::Result<Reply> {
         (0..count).map(|_| self.read()).collect::<io::Result<_>>().map(Reply::Array)
+    }
+
+    /// Reads everything until the other side ends the connection, and counts it.
+    pub fn drain(&mut self) -> u64 {
+        let mut count = 0;
+        loop {
+            match self.stream.fill_buf().map(<[u8]>::len) {
+                Ok(0) | Err(_) => return count,
+                Ok(length) => {
+                    self.stream.consume(length);
+                    count += length as u64;
+                }
+            }
+        }
     }
 
     /// Waits until the other side ends the connection, and tells how. Replies that come before

@@ -2,13 +2,17 @@
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
+    iter,
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Duration,
 };
+
+use socket2::{Domain, Socket, Type};
 
 use super::SOON;
 
@@ -70,6 +74,33 @@ impl Fake {
                 }
             }
         })
+    }
+
+    /// A master (a replica while the flag is set) that is checked over the one connection that it
+    /// ever accepts. Others are refused, or while it `listens` wait in a backlog of one.
+    pub fn once(demoted: Arc<AtomicBool>, listens: bool) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let listener = TcpListener::from(socket);
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || -> io::Result<()> {
+            let mut connection = FakeConnection { stream: BufReader::new(listener.accept()?.0) };
+            let _listener = listens.then_some(listener);
+            let replica = INFO_MASTER.replace("role:master", "role:slave");
+            loop {
+                let command = connection.command()?;
+                let info = if demoted.load(Ordering::Relaxed) { &replica } else { INFO_MASTER };
+                connection.answer_check(&command, info)?;
+            }
+        });
+        Self { address }
+    }
+
+    /// Takes every place in the backlog of [`Self::once`], as long as the result lives.
+    pub fn fill_backlog(&self) -> Vec<TcpStream> {
+        let wait = Duration::from_millis(200);
+        iter::from_fn(|| TcpStream::connect_timeout(&self.address, wait).ok()).collect()
     }
 
     pub fn address(&self) -> SocketAddr {
