@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::topology::{Failure, Role, VERDICTS};
+use crate::topology::{Failure, Role, VerdictKind};
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -102,11 +102,30 @@ pub struct Metrics {
 impl Metrics {
     /// Builds and registers every family. Fails only if two have one name.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let gauge = |name, help, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
-        let counter =
-            |name, help, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
-        let metrics = Self {
-            registry: Registry::new(),
+        let registry = Registry::new();
+        let gauge = |name, help, labels: &[&str]| {
+            let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let counter = |name, help, labels: &[&str]| {
+            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let check_duration = HistogramVec::new(
+            HistogramOpts::new(
+                "rolegate_check_duration_seconds",
+                "How long checks took until they ended, also failed ones.",
+            )
+            .buckets(CHECK_BUCKETS.to_vec()),
+            &["pool", "backend"],
+        )?;
+        registry.register(Box::new(check_duration.clone()))?;
+        gauge("rolegate_build_info", "1; the version runs.", &["version"])?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        Ok(Self {
             backend_up: gauge(
                 "rolegate_backend_up",
                 "1 if the backend passes its checks, whatever its role.",
@@ -137,14 +156,7 @@ impl Metrics {
                 "1 for what clients of the pool get now: serve, or why they are refused.",
                 &["pool", "verdict"],
             )?,
-            check_duration: HistogramVec::new(
-                HistogramOpts::new(
-                    "rolegate_check_duration_seconds",
-                    "How long checks took, also failed ones.",
-                )
-                .buckets(CHECK_BUCKETS.to_vec()),
-                &["pool", "backend"],
-            )?,
+            check_duration,
             check_failures: counter(
                 "rolegate_check_failures_total",
                 "Checks that failed, by reason.",
@@ -176,30 +188,8 @@ impl Metrics {
                 "Clients that could not be accepted: descriptors or memory ran out.",
                 &["listener"],
             )?,
-        };
-        let build = gauge("rolegate_build_info", "1; the version runs.", &["version"])?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let families: [Box<dyn Collector>; 15] = [
-            Box::new(build),
-            Box::new(metrics.backend_up.clone()),
-            Box::new(metrics.backend_role.clone()),
-            Box::new(metrics.pool_master.clone()),
-            Box::new(metrics.pool_master_changes.clone()),
-            Box::new(metrics.pool_conflict.clone()),
-            Box::new(metrics.pool_verdict.clone()),
-            Box::new(metrics.check_duration.clone()),
-            Box::new(metrics.check_failures.clone()),
-            Box::new(metrics.connect_failures.clone()),
-            Box::new(metrics.sessions.clone()),
-            Box::new(metrics.sessions_total.clone()),
-            Box::new(metrics.bytes.clone()),
-            Box::new(metrics.closed.clone()),
-            Box::new(metrics.accept_errors.clone()),
-        ];
-        for family in families {
-            metrics.registry.register(family)?;
-        }
-        Ok(metrics)
+            registry,
+        })
     }
 
     /// The Prometheus text format 0.0.4.
@@ -211,8 +201,8 @@ impl Metrics {
 
     /// The handles of one pool.
     pub fn pool(&self, pool: &str) -> PoolMetrics {
-        let verdicts =
-            VERDICTS.map(|verdict| self.pool_verdict.with_label_values(&[pool, verdict]));
+        let verdicts = VerdictKind::ALL
+            .map(|verdict| self.pool_verdict.with_label_values(&[pool, verdict.as_str()]));
         PoolMetrics {
             changes: self.pool_master_changes.with_label_values(&[pool]),
             conflict: self.pool_conflict.with_label_values(&[pool]),
@@ -229,8 +219,9 @@ impl Metrics {
                 .map(|role| self.backend_role.with_label_values(&[pool, backend, role.as_str()])),
             master: self.pool_master.with_label_values(&labels),
             check_duration: self.check_duration.with_label_values(&labels),
-            check_failures: self.check_failures.clone(),
-            labels: [pool.to_owned(), backend.to_owned()],
+            check_failures: Failure::ALL.map(|failure| {
+                self.check_failures.with_label_values(&[pool, backend, failure.as_str()])
+            }),
         }
     }
 
@@ -259,14 +250,14 @@ pub struct PoolMetrics {
     /// Master changes.
     pub changes: IntCounter,
     conflict: IntGauge,
-    verdicts: [IntGauge; VERDICTS.len()],
+    verdicts: [IntGauge; VerdictKind::ALL.len()],
 }
 
 impl PoolMetrics {
-    /// Shows the verdict of this word, one of [`VERDICTS`].
-    pub fn set_verdict(&self, word: &str) {
-        for (verdict, gauge) in VERDICTS.iter().zip(&self.verdicts) {
-            gauge.set((*verdict == word).into());
+    /// Shows what clients get.
+    pub fn set_verdict(&self, verdict: VerdictKind) {
+        for (each, gauge) in VerdictKind::ALL.iter().zip(&self.verdicts) {
+            gauge.set((*each == verdict).into());
         }
     }
 
@@ -283,17 +274,21 @@ pub struct BackendMetrics {
     roles: [IntGauge; Role::ALL.len()],
     master: IntGauge,
     check_duration: Histogram,
-    check_failures: IntCounterVec,
-    labels: [String; 2],
+    check_failures: [IntCounter; Failure::ALL.len()],
 }
 
 impl BackendMetrics {
     /// Counts a check that ended.
-    pub fn checked(&self, took: Duration, failure: Option<Failure>) {
+    pub fn check_ended(&self, took: Duration) {
         self.check_duration.observe(took.as_secs_f64());
-        if let Some(failure) = failure {
-            let [pool, backend] = &self.labels;
-            self.check_failures.with_label_values(&[pool, backend, failure.as_str()]).inc();
+    }
+
+    /// Counts a failure.
+    pub fn check_failed(&self, failure: Failure) {
+        for (each, counter) in Failure::ALL.iter().zip(&self.check_failures) {
+            if *each == failure {
+                counter.inc();
+            }
         }
     }
 

@@ -104,6 +104,28 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Every failure.
+    pub const ALL: [Self; 18] = [
+        Self::Refused,
+        Self::Unreachable,
+        Self::Unresolved,
+        Self::NoResources,
+        Self::Timeout,
+        Self::Cut,
+        Self::Loading,
+        Self::Busy,
+        Self::MasterDown,
+        Self::NoAuth,
+        Self::WrongPass,
+        Self::AuthNotSet,
+        Self::NoPerm,
+        Self::Denied,
+        Self::MaxClients,
+        Self::ErrorReply,
+        Self::NoRole,
+        Self::Protocol,
+    ];
+
     /// The word for this failure in metrics, logs and `/status`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -199,18 +221,12 @@ pub enum Refusal {
     /// Every backend was checked and none is a proven master.
     NoMaster,
     /// Several backends say that they are the master.
-    Conflict(Vec<Arc<str>>),
-}
-
-impl Refusal {
-    /// The word for this refusal in metrics.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::NoMaster => "no_master",
-            Self::Conflict(_) => "conflict",
-        }
-    }
+    Conflict {
+        /// Their names.
+        names: Vec<Arc<str>>,
+        /// They all have one run_id: the config names one process several times.
+        one_process: bool,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -218,15 +234,16 @@ impl fmt::Display for Refusal {
         match self {
             Self::Starting => f.write_str("first checks have not ended yet"),
             Self::NoMaster => f.write_str("no backend is a proven master"),
-            Self::Conflict(names) => {
-                write!(f, "several backends say role:master: {}", names.join(", "))
+            Self::Conflict { names, one_process } => {
+                write!(f, "several backends say role:master: {}", names.join(", "))?;
+                if *one_process {
+                    f.write_str("; they have one run_id: the config names one process twice")?;
+                }
+                Ok(())
             }
         }
     }
 }
-
-/// The words for every verdict in metrics: `serve`, or why not.
-pub const VERDICTS: [&str; 4] = ["serve", "starting", "no_master", "conflict"];
 
 /// The right to use one backend process. Every session on the backend holds a clone, and ends when
 /// the monitor revokes it. Dropping a lease revokes nothing.
@@ -304,12 +321,42 @@ pub enum Verdict {
     Refuse(Refusal),
 }
 
-impl Verdict {
-    /// The word for this verdict in metrics; one of [`VERDICTS`].
-    pub fn as_str(&self) -> &'static str {
+/// A verdict without its particulars.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerdictKind {
+    /// A backend is served.
+    Serve,
+    /// See [`Refusal::Starting`].
+    Starting,
+    /// See [`Refusal::NoMaster`].
+    NoMaster,
+    /// See [`Refusal::Conflict`].
+    Conflict,
+}
+
+impl VerdictKind {
+    /// Every kind, in the order in which metrics show them.
+    pub const ALL: [Self; 4] = [Self::Serve, Self::Starting, Self::NoMaster, Self::Conflict];
+
+    /// The word for this kind in metrics.
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::Serve(_) => "serve",
-            Self::Refuse(refusal) => refusal.as_str(),
+            Self::Serve => "serve",
+            Self::Starting => "starting",
+            Self::NoMaster => "no_master",
+            Self::Conflict => "conflict",
+        }
+    }
+}
+
+impl Verdict {
+    /// The verdict without its particulars.
+    pub fn kind(&self) -> VerdictKind {
+        match self {
+            Self::Serve(_) => VerdictKind::Serve,
+            Self::Refuse(Refusal::Starting) => VerdictKind::Starting,
+            Self::Refuse(Refusal::NoMaster) => VerdictKind::NoMaster,
+            Self::Refuse(Refusal::Conflict { .. }) => VerdictKind::Conflict,
         }
     }
 

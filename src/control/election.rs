@@ -25,9 +25,14 @@ pub fn decide(candidates: &[Candidate<'_>]) -> Decision {
         _ if candidates.iter().any(|c| *c.state == State::Unchecked) => Err(Refusal::Starting),
         [] => Err(Refusal::NoMaster),
         [only] => Ok(only),
-        _ => Err(Refusal::Conflict(
-            masters.into_iter().map(|place| candidates[place].name.clone()).collect(),
-        )),
+        [first, ..] => {
+            let one = run_id(&candidates[first]);
+            let same = |place: &usize| run_id(&candidates[*place]) == one;
+            Err(Refusal::Conflict {
+                one_process: one.is_some() && masters.iter().all(same),
+                names: masters.iter().map(|place| candidates[*place].name.clone()).collect(),
+            })
+        }
     }
 }
 
@@ -37,6 +42,13 @@ fn masters(candidates: &[Candidate<'_>]) -> impl Iterator<Item = usize> {
         .enumerate()
         .filter(|(_, candidate)| candidate.state.role() == Some(Role::Master))
         .map(|(place, _)| place)
+}
+
+fn run_id<'a>(candidate: &Candidate<'a>) -> Option<&'a str> {
+    match candidate.state {
+        State::Up(answer) => Some(&answer.run_id).filter(|id| !id.is_empty()).map(String::as_str),
+        State::Unchecked | State::Down(_) => None,
+    }
 }
 
 #[cfg(test)]
@@ -81,7 +93,7 @@ pub(super) mod tests {
         assert_eq!(decide_states(&[down, replica]), Err(Refusal::NoMaster));
         assert_eq!(
             decide_states(&[master.clone(), master]),
-            Err(Refusal::Conflict(vec!["r0".into(), "r1".into()]))
+            Err(Refusal::Conflict { names: vec!["r0".into(), "r1".into()], one_process: true })
         );
     }
 
@@ -97,7 +109,7 @@ pub(super) mod tests {
             let masters = kinds.iter().filter(|kind| **kind == 3).count();
             match decide_states(&states) {
                 Ok(place) => prop_assert!(kinds[place] == 3 && masters == 1),
-                Err(Refusal::Conflict(names)) => prop_assert_eq!(names.len(), masters),
+                Err(Refusal::Conflict { names, .. }) => prop_assert_eq!(names.len(), masters),
                 Err(Refusal::NoMaster) => prop_assert_eq!(masters, 0),
                 Err(Refusal::Starting) => prop_assert!(kinds.contains(&0)),
             }

@@ -20,12 +20,15 @@ use crate::{
     metrics::{BackendMetrics, Metrics, PoolMetrics},
     topology::{
         Answer, BackendStatus, Failure, LastCheck, Lease, Published, Refusal, Role, Served, State,
-        Verdict, View,
+        Verdict, VerdictKind, View,
     },
 };
 
 /// Reports that wait at the most; a probe waits when there are more.
 const REPORTS: usize = 64;
+
+/// Checks passed in a row that end a failure for the log.
+const STEADY: u32 = 10;
 
 /// Watches one pool.
 pub struct Monitor {
@@ -45,8 +48,10 @@ struct Member {
     name: Arc<str>,
     health: Health,
     metrics: BackendMetrics,
-    /// The last failed check's reason while checks fail, also where the state waits for more.
+    /// What the last failed check found, until checks pass steadily.
     failing: Option<Failure>,
+    /// Checks passed in a row.
+    passes: u32,
 }
 
 impl Monitor {
@@ -72,6 +77,7 @@ impl Monitor {
             health: Health::new(pool.check.fall),
             metrics: metrics.backend(&pool.name, &backend.name),
             failing: None,
+            passes: 0,
         });
         let monitor = Self {
             pool: pool.name.clone(),
@@ -83,7 +89,7 @@ impl Monitor {
             view,
             status,
         };
-        monitor.metrics.set_verdict(Refusal::Starting.as_str());
+        monitor.metrics.set_verdict(VerdictKind::Starting);
         (monitor, Published { pool: pool.name.clone(), view: view_out, backends: status_out })
     }
 
@@ -106,15 +112,20 @@ impl Monitor {
     }
 
     fn take(&mut self, report: Report) {
-        let Report { place, at, took, observation, words } = report;
+        let Report { place, at, took, goes_on, observation, words } = report;
         let member = &mut self.members[place];
-        let (failure, counts) = match &observation {
-            Observation::Failed(failure) => (Some(*failure), true),
-            Observation::Silent => (Some(Failure::Timeout), true),
-            Observation::StillBusy => (Some(Failure::Busy), false),
-            Observation::Passed(_) => (None, false),
+        if !goes_on {
+            member.metrics.check_ended(took);
+        }
+        let failure = match &observation {
+            Observation::Failed(failure) => Some(*failure),
+            Observation::Silent => Some(Failure::Timeout),
+            Observation::StillBusy => Some(Failure::Busy),
+            Observation::Passed(_) => None,
         };
-        member.metrics.checked(took, failure.filter(|_| counts));
+        if let Some(failure) = failure.filter(|_| observation != Observation::StillBusy) {
+            member.metrics.check_failed(failure);
+        }
         let before = member.health.state().clone();
         member.health.observe(observation);
         member.log(&self.pool, &before, failure, words.as_deref());
@@ -195,7 +206,7 @@ impl Monitor {
         for (i, member) in self.members.iter().enumerate() {
             member.metrics.set_master(Some(i) == place);
         }
-        self.metrics.set_verdict(new.verdict.as_str());
+        self.metrics.set_verdict(new.verdict.kind());
         let evidence = self.members.iter().map(Member::evidence).collect::<Vec<_>>().join(", ");
         let (epoch, pool) = (new.epoch, &*self.pool);
         let (from, to) = (old.verdict.to_string(), new.verdict.to_string());
@@ -207,28 +218,53 @@ impl Monitor {
 }
 
 impl Member {
-    /// One line for each change of role, of state, or of the reason why checks fail.
+    /// One line for each change of role, of state, or of what checks find. A node that fails now
+    /// and then gets one line, until it has passed [`STEADY`] checks in a row.
     fn log(&mut self, pool: &str, before: &State, failure: Option<Failure>, words: Option<&str>) {
         let backend = &*self.name;
         let state = self.health.state();
-        let from = before.role().map_or(before.as_str(), Role::as_str);
-        let to = state.role().map_or(state.as_str(), Role::as_str);
+        let [was, is] =
+            [before, state].map(|state| state.role().map_or(state.as_str(), Role::as_str));
         if let Some(failure) = failure {
+            self.passes = 0;
             let (reason, advice) = (failure.as_str(), failure.advice());
+            let found = self.failing.map_or("passed", Failure::as_str);
             if before.role().is_some() && state.role().is_none() {
-                warn!(pool, backend, from, to, reason, words, advice, "backend is down");
+                warn!(pool, backend, from = was, to = is, reason, words, advice, "backend is down");
             } else if self.failing != Some(failure) {
-                warn!(pool, backend, state = to, reason, words, advice, "check failed");
+                let (role, to) = (is, reason);
+                if failure == Failure::Busy && state.role().is_some() {
+                    info!(pool, backend, role, from = found, to, reason, advice, "backend is busy");
+                } else {
+                    warn!(
+                        pool,
+                        backend,
+                        role,
+                        from = found,
+                        to,
+                        reason,
+                        words,
+                        advice,
+                        "check failed"
+                    );
+                }
             }
-        } else if let State::Up(answer) = state {
-            if before.role() != Some(answer.role) {
-                let address = answer.address.to_string();
-                info!(pool, backend, from, to, address, "role changed");
-            } else if self.failing.is_some() {
-                info!(pool, backend, state = to, "checks pass again");
-            }
+            self.failing = Some(failure);
+            return;
         }
-        self.failing = failure;
+        self.passes += 1;
+        if let State::Up(answer) = state
+            && before.role() != Some(answer.role)
+        {
+            let (address, reason) = (answer.address.to_string(), "PONG, and the role in INFO");
+            info!(pool, backend, from = was, to = is, reason, address, "role changed");
+            self.failing = None;
+        } else if let Some(failing) = self.failing.filter(|_| self.passes >= STEADY) {
+            let (role, from, to) = (is, failing.as_str(), "passed");
+            let reason = format!("{STEADY} checks in a row passed");
+            info!(pool, backend, role, from, to, reason, "checks pass again");
+            self.failing = None;
+        }
     }
 
     fn evidence(&self) -> String {

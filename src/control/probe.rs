@@ -34,10 +34,12 @@ const MIN_GAP: Duration = Duration::from_millis(5);
 pub struct Report {
     /// The backend's place in its pool.
     pub place: usize,
-    /// When the check ended.
+    /// When this was found.
     pub at: Instant,
-    /// How long it took.
+    /// How long it has taken.
     pub took: Duration,
+    /// It has not ended: this is one more timeout of it.
+    pub goes_on: bool,
     /// What it found.
     pub observation: Observation,
     /// The backend's or the system's own words about a failure; never a secret.
@@ -141,7 +143,7 @@ impl Probe {
                 }
                 Err(_) => {
                     self.silences += 1;
-                    if self.silences < self.route.check.fall {
+                    if over == Over::Proven && self.silences < self.route.check.fall {
                         self.turn = Turn::Asking(asking);
                     } else {
                         // Long enough: start anew, should only this connection be dead.
@@ -154,7 +156,9 @@ impl Probe {
                 }
             };
             let at = Instant::now();
-            return Report { place: self.place, at, took: at - since, observation, words };
+            let goes_on = matches!(self.turn, Turn::Asking(_));
+            let took = at - since;
+            return Report { place: self.place, at, took, goes_on, observation, words };
         }
     }
 }

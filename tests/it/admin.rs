@@ -8,7 +8,8 @@ use crate::support::{Group, Rolegate, config};
 fn every_promised_series_is_there() {
     let group = Group::start(2);
     let rolegate = Rolegate::start_ready(&group.config());
-    rolegate.client().call(&["PING"]).unwrap();
+    let mut client = rolegate.client();
+    client.call(&["PING"]).unwrap();
     let series = [
         (r#"rolegate_backend_up{backend="n0",pool="main"}"#, 1.0),
         (r#"rolegate_backend_role{backend="n0",pool="main",role="master"}"#, 1.0),
@@ -19,7 +20,10 @@ fn every_promised_series_is_there() {
         (r#"rolegate_pool_master_changes_total{pool="main"}"#, 0.0),
         (r#"rolegate_pool_conflict{pool="main"}"#, 0.0),
         (r#"rolegate_pool_verdict{pool="main",verdict="serve"}"#, 1.0),
+        (r#"rolegate_check_failures_total{backend="n0",pool="main",reason="timeout"}"#, 0.0),
+        (r#"rolegate_listener_sessions{listener="redis"}"#, 1.0),
         (r#"rolegate_listener_sessions_total{listener="redis"}"#, 1.0),
+        (r#"rolegate_listener_bytes_total{direction="in",listener="redis"}"#, 14.0),
         (r#"rolegate_sessions_closed_total{listener="redis",reason="revoked"}"#, 0.0),
         (r#"rolegate_connect_failures_total{backend="n0",pool="main"}"#, 0.0),
         (r#"rolegate_accept_errors_total{listener="redis"}"#, 0.0),

@@ -5,6 +5,8 @@ use std::{
     net::SocketAddr,
     sync::Arc,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::support::{
@@ -272,7 +274,7 @@ fn a_backend_that_resets_or_closes_at_once() {
     in_front_of(closes.address(), None).wait_failure("n0", "cut");
 
     let resets = Fake::start(|connection| {
-        socket2::SockRef::from(connection.stream()).set_linger(Some(std::time::Duration::ZERO))
+        socket2::SockRef::from(connection.stream()).set_linger(Some(Duration::ZERO))
     });
     in_front_of(resets.address(), None).wait_failure("n0", "cut");
 }
@@ -288,7 +290,7 @@ fn a_backend_that_cuts_after_every_answer_is_not_checked_without_pause() {
     });
     let rolegate = in_front_of(fake.address(), None);
     rolegate.wait_ready();
-    let (before, since) = (checks(&rolegate), std::time::Instant::now());
+    let (before, since) = (checks(&rolegate), Instant::now());
     eventually("some checks", || (checks(&rolegate) > before + 50.0).then_some(()));
     let rate = (checks(&rolegate) - before) / since.elapsed().as_secs_f64();
     assert!(rate < 400.0, "{rate} checks a second");
@@ -444,4 +446,109 @@ fn a_role_that_changed_just_before_a_script_is_seen() {
     script.send(&["EVAL", "while true do end", "0"]).unwrap();
     rolegate.wait_failure("n0", "busy");
     node.call(&["SCRIPT", "KILL"]);
+}
+
+/// A master that answers its first check, then says nothing for so long, then answers again. Any
+/// connection but the first answers at once.
+fn silent_for(pause: Duration) -> (Fake, Arc<AtomicUsize>) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    let fake = Fake::start(move |mut connection| {
+        let first = count.fetch_add(1, Ordering::Relaxed) == 0;
+        for n in 0.. {
+            let command = connection.command()?;
+            // The first check has three commands.
+            if first && n == 3 {
+                thread::park_timeout(pause);
+            }
+            connection.answer_check(&command, INFO_MASTER)?;
+        }
+        Ok(())
+    });
+    (fake, connections)
+}
+
+#[test]
+fn a_late_answer_of_the_same_process_is_waited_for() {
+    let (fake, connections) = silent_for(Duration::from_millis(1200));
+    let config = config(&[fake.address()], None).replace("fall: 2", "fall: 100");
+    let rolegate = Rolegate::start_ready(&config);
+    rolegate.wait_log("check failed");
+    rolegate.wait_log("checks pass again");
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+    assert_eq!(rolegate.status()["pools"]["main"]["epoch"], 1);
+}
+
+#[test]
+fn a_connection_that_stays_silent_is_given_up() {
+    let (fake, connections) = silent_for(Duration::from_secs(3600));
+    let rolegate = Rolegate::start_ready(&config(&[fake.address()], None));
+    rolegate.wait_log("backend is down");
+    rolegate.wait_ready();
+    assert_eq!(connections.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_connection_that_has_proven_nothing_gets_one_timeout() {
+    // Silent from the start, or after -LOADING.
+    for loading in [false, true] {
+        let first = AtomicBool::new(true);
+        let fake = Fake::start(move |mut connection| {
+            if first.swap(false, Ordering::Relaxed) {
+                if loading {
+                    for _ in 0..3 {
+                        connection.command()?;
+                    }
+                    connection.send("-LOADING Redis is loading the dataset\r\n".repeat(3))?;
+                }
+                return connection.drain();
+            }
+            loop {
+                let command = connection.command()?;
+                connection.answer_check(&command, INFO_MASTER)?;
+            }
+        });
+        // With all its timeouts the first connection would last for 50 s.
+        let config = config(&[fake.address()], None).replace("fall: 2", "fall: 100");
+        Rolegate::start(&config).wait_ready();
+    }
+}
+
+#[test]
+fn a_login_that_the_backend_forgot_is_made_again() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    let fake = Fake::start(move |mut connection| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let (mut logins, mut answers) = (0, 0);
+        loop {
+            let command = connection.command()?;
+            if command[0] == "AUTH" {
+                logins += 1;
+                connection.send("+OK\r\n")?;
+            } else if logins == 1 && answers >= 7 {
+                connection.send("-NOAUTH Authentication required.\r\n")?;
+            } else {
+                answers += 1;
+                connection.answer_check(&command, INFO_MASTER)?;
+            }
+        }
+    });
+    let rolegate = Rolegate::start_ready(&config(&[fake.address()], Some("secret")));
+    assert_eq!(rolegate.wait_log("backend is down")["reason"], "noauth");
+    rolegate.wait_ready();
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_script_that_outlasts_the_silence_allowed_is_down_and_then_back() {
+    // As shipped, Redis says nothing for 5 s before it says -BUSY.
+    let node = Node::start(&["busy-reply-threshold 2000"]);
+    let rolegate = Rolegate::start_ready(&config(&[node.address()], None));
+    let mut script = node.client();
+    script.send(&["EVAL", "while true do end", "0"]).unwrap();
+    assert_eq!(rolegate.wait_log("backend is down")["reason"], "timeout");
+    rolegate.wait_failure("n0", "busy");
+    node.call(&["SCRIPT", "KILL"]);
+    rolegate.wait_ready();
 }

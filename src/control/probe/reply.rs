@@ -213,6 +213,9 @@ mod tests {
         #[test]
         fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = classify_greeting(&bytes);
+            if let Ok(value) = redis::parse_redis_value(&bytes) {
+                let _ = (hello_role(&value), login(&value).is_ok(), pong(&value).is_ok());
+            }
             let info = info(Value::BulkString(bytes)).unwrap();
             let _ = (info.role(), info.number("master_repl_offset"));
             let words = info.text("master_replid").unwrap_or_default();
