@@ -40,9 +40,6 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(2);
 /// Of a request's line and headers, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// How long to wait for descriptors or memory to come back.
-const PAUSE: Duration = Duration::from_millis(100);
-
 /// What the admin shows.
 #[derive(Debug)]
 pub struct State {
@@ -89,7 +86,7 @@ pub async fn run(listener: TcpListener, state: Arc<State>) {
                     warn!(error = error.to_string(), "cannot accept admin requests");
                 }
                 failing = true;
-                sleep(PAUSE).await;
+                sleep(net::RESOURCES_PAUSE).await;
                 continue;
             }
         };

@@ -4,7 +4,7 @@ use std::{collections::HashMap, io, net::TcpListener, num::NonZero, sync::Arc, t
 
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     admin,
@@ -110,7 +110,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         });
     }
     let (stop_accepting, stopping) = io::pipe()?;
-    watch("the accepting thread".to_owned(), accept(accepting, workers, stop_accepting)?);
+    let end = listener::start(accepting, workers, stop_accepting)?;
+    watch("the accepting thread".to_owned(), end);
 
     if let Some(socket) = admin_socket {
         info!(address = %socket.local_addr()?, "admin listening");
@@ -162,22 +163,6 @@ fn shared(config: &Config, listener: &Listener, pool: &Published, metrics: &Metr
             .map(|backend| failures(&backend.name))
             .collect::<HashMap<_, _>>(),
     }
-}
-
-/// Accepting has a thread of its own: a storm of clients delays neither checks nor sessions.
-fn accept(
-    listeners: Vec<listener::Listener>,
-    workers: Workers,
-    stop: io::PipeReader,
-) -> io::Result<oneshot::Receiver<()>> {
-    let (ending, end) = oneshot::channel();
-    thread::Builder::new().name("rolegate-accept".to_owned()).spawn(move || {
-        if let Err(error) = listener::run(listeners, &workers, &stop) {
-            error!(error = error.to_string(), "cannot wait for clients");
-        }
-        drop(ending);
-    })?;
-    Ok(end)
 }
 
 fn ended_early(ended: Result<String, tokio::task::JoinError>) -> AppError {

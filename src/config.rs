@@ -6,7 +6,7 @@ mod file;
 mod section;
 mod units;
 
-use std::{fmt, fs, io::Read, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{fmt, fs, io::Read, path::Path, sync::Arc, time::Duration};
 
 use secrecy::SecretSlice;
 
@@ -145,12 +145,6 @@ impl Config {
             errors: file::locate(text, faults),
         })
     }
-
-    /// Every socket address that the process will listen on.
-    pub fn binds(&self) -> impl Iterator<Item = SocketAddr> {
-        let listeners = self.listeners.iter().flat_map(|listener| &listener.binds);
-        listeners.chain(&self.admin).map(|bind| bind.address())
-    }
 }
 
 fn read_limited(file: &Path) -> std::io::Result<Vec<u8>> {
@@ -199,3 +193,28 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl std::error::Error for ConfigErrors {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        // Files made of the right words in wrong places.
+        #[test]
+        fn no_file_panics_and_every_error_has_a_place(
+            lines in prop::collection::vec(
+                "( {0,6})(listeners|pools|main|backends|auth|password|check|fall|bind|a|- )(: ?)\
+                 (\\{|\\[|127.0.0.1:1|\"\\*:1\"|100ms|-1|x@y|~|main|\\}|\\])?",
+                0..12,
+            )
+        ) {
+            let text = lines.join("\n");
+            if let Err(errors) = Config::parse(Path::new("x.yaml"), &text) {
+                prop_assert!(!errors.errors.is_empty());
+                prop_assert!(errors.errors.iter().all(|e| e.line >= 1 && e.column >= 1));
+            }
+        }
+    }
+}

@@ -25,6 +25,9 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// How long to wait for descriptors or memory to come back; less than a second.
+pub const RESOURCES_PAUSE: Duration = Duration::from_millis(100);
+
 /// Opens a listening socket that is non-blocking. Linux hands its options down to every accepted
 /// socket, so no client costs a system call for them.
 pub fn listen(bind: Bind) -> io::Result<TcpListener> {

@@ -1,20 +1,29 @@
 //! The JSON of `/status`.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::net::SocketAddr;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::{ListenerStatus, State};
 use crate::topology::{self, Answer, BackendStatus, Published, Verdict};
+
+/// A JSON object whose entries keep the order of the config.
+struct Named<K, V>(Vec<(K, V)>);
+
+impl<K: Serialize, V: Serialize> Serialize for Named<K, V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
 
 #[derive(Serialize)]
 struct Report<'a> {
     version: &'static str,
     state: &'static str,
     uptime_seconds: f64,
-    listeners: BTreeMap<&'a str, Listener<'a>>,
-    pools: BTreeMap<&'a str, Pool>,
+    listeners: Named<&'a str, Listener<'a>>,
+    pools: Named<&'a str, Pool>,
 }
 
 #[derive(Serialize)]
@@ -34,7 +43,7 @@ struct Pool {
     reason: String,
     age_seconds: f64,
     epoch: u64,
-    backends: BTreeMap<String, Backend>,
+    backends: Named<String, Backend>,
 }
 
 #[derive(Serialize)]
@@ -75,8 +84,8 @@ pub(super) fn report(state: &State) -> impl Serialize {
         version: env!("CARGO_PKG_VERSION"),
         state: if state.draining.is_cancelled() { "draining" } else { "running" },
         uptime_seconds: age(state.started, now),
-        listeners: listeners.collect(),
-        pools: state.pools.iter().map(|pool| (&*pool.pool, Pool::new(pool, now))).collect(),
+        listeners: Named(listeners.collect()),
+        pools: Named(state.pools.iter().map(|pool| (&*pool.pool, Pool::new(pool, now))).collect()),
     }
 }
 
@@ -106,7 +115,9 @@ impl Pool {
             reason,
             age_seconds: age(view.since, now),
             epoch: view.epoch,
-            backends: backends.iter().map(|b| (b.name.to_string(), Backend::new(b, now))).collect(),
+            backends: Named(
+                backends.iter().map(|b| (b.name.to_string(), Backend::new(b, now))).collect(),
+            ),
         }
     }
 }

@@ -1,15 +1,14 @@
 //! From the YAML as written to a [`Config`]: which keys there are and what they allow. Reports every
 //! fault at once; no message shows what stands under `auth`.
 
-use std::{
-    env, fs, io::Read, os::unix::ffi::OsStringExt, path::Path, slice, sync::Arc, time::Duration,
-};
+use std::{env, os::unix::ffi::OsStringExt, path::Path, slice, sync::Arc, time::Duration};
 
 use secrecy::SecretSlice;
 
 use super::{
-    Auth, Backend, Bind, Check, Config, HostPort, Listener, Log, LogFormat, MAX_FILE, Pool,
+    Auth, Backend, Bind, Check, Config, HostPort, Listener, Log, LogFormat, Pool,
     file::{Fault, Node, Value},
+    read_limited,
     section::{Checker, allowed, did_you_mean, found, join, quoted},
 };
 use crate::topology::Role;
@@ -327,10 +326,8 @@ impl Checker {
 }
 
 fn read_password(file: &Path) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    fs::File::open(file)
-        .and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes))
-        .map_err(|error| format!("names a file that cannot be read: {error}"))?;
+    let mut bytes =
+        read_limited(file).map_err(|error| format!("names a file that cannot be read: {error}"))?;
     if bytes.ends_with(b"\n") {
         bytes.pop();
         if bytes.ends_with(b"\r") {

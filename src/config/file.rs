@@ -183,7 +183,7 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Node, E> {
-        self.scalar(Value::Number(value.to_string()))
+        self.scalar(Value::Number(format!("{value:?}")))
     }
 
     fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Node, E> {

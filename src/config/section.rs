@@ -8,7 +8,7 @@ use std::{collections::HashSet, ops::RangeInclusive, sync::Arc, time::Duration};
 use super::{
     HostPort,
     file::{Fault, Key, Node, Value},
-    units::parse_duration,
+    units::{parse_duration, show_duration},
 };
 
 /// A name that the user gives is not longer, in bytes.
@@ -52,11 +52,7 @@ impl Checker {
             if !known.contains(&key.text.as_str()) {
                 let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
                 let hint = did_you_mean(&key.text, known);
-                let shown = if hint.is_empty() && path.ends_with(".auth") {
-                    "one that is not shown, it may be a password".to_owned()
-                } else {
-                    quoted(&key.text)
-                };
+                let shown = if hint.is_empty() { key_of(path, key) } else { quoted(&key.text) };
                 let allowed = allowed(known, "no key is allowed here");
                 self.fault(key.id, format!("unknown key{place}: found {shown}{hint}; {allowed}"));
             }
@@ -117,7 +113,7 @@ impl Checker {
                     key.id,
                     format!(
                         "duplicate key{place}: found {} again; each key is allowed once",
-                        quoted(&key.text)
+                        key_of(path, key)
                     ),
                 );
             }
@@ -193,11 +189,11 @@ impl Checker {
             _ => "is not a duration",
         };
         let message = format!(
-            "{} {wrong}: found {}; allowed is a whole number with ms, s, m or h, from {:?} to {:?}",
+            "{} {wrong}: found {}; allowed is a whole number with ms, s, m or h, from {} to {}",
             section.at(key),
             found(node),
-            range.start(),
-            range.end(),
+            show_duration(*range.start()),
+            show_duration(*range.end()),
         );
         self.fault(node.id, message);
         default
@@ -218,6 +214,15 @@ pub(super) fn found(node: &Node) -> String {
         Value::Text(text) => quoted(text),
         Value::Number(text) => text.clone(),
         other => other.kind().to_owned(),
+    }
+}
+
+/// A key as it may be shown: one under `auth` may be the password itself.
+fn key_of(path: &str, key: &Key) -> String {
+    if path.ends_with(".auth") {
+        "one that is not shown, it may be a password".to_owned()
+    } else {
+        quoted(&key.text)
     }
 }
 

@@ -21,6 +21,14 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(millis).map(Duration::from_millis)
 }
 
+/// Writes a duration as [`parse_duration`] reads it.
+pub(super) fn show_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    let fits = units.iter().find(|(size, _)| millis > 0 && millis.is_multiple_of(*size));
+    fits.map_or_else(|| format!("{millis}ms"), |(size, unit)| format!("{}{unit}", millis / size))
+}
+
 /// A host name or IP address, and a port other than 0.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {
@@ -38,8 +46,13 @@ impl HostPort {
         let is_name = !host.is_empty() && host.len() <= 253 && host.chars().all(named);
         // All digits and dots, yet no address: a slip, not a name.
         let is_slip = host.chars().all(|c| c.is_ascii_digit() || c == '.');
-        let is_ip = host.parse::<IpAddr>().is_ok();
-        (is_ip || is_name && !is_slip).then(|| Self { host: host.to_owned(), port })
+        // One spelling for each address, so that two backends can be told apart.
+        let host = match host.parse::<IpAddr>() {
+            Ok(ip) => ip.to_canonical().to_string(),
+            Err(_) if is_name && !is_slip => host.to_ascii_lowercase(),
+            Err(_) => return None,
+        };
+        Some(Self { host, port })
     }
 }
 
@@ -92,17 +105,16 @@ impl Bind {
         };
         let own = self.address();
         own.port() == backend.port
-            && ip.is_some_and(|ip| ip == own.ip() || own.ip().is_unspecified() && ip.is_loopback())
+            && ip.is_some_and(|ip| {
+                // To connect to the unspecified address means to this host.
+                let here = ip.is_loopback() || ip.is_unspecified();
+                ip == own.ip() || here && covers(own.ip(), ip)
+            })
     }
 
     /// Whether both cannot be bound at once. Port 0 is never the same port twice.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         let (a, b) = (self.address(), other.address());
-        let covers = |wide: IpAddr, narrow: IpAddr| {
-            wide == Ipv6Addr::UNSPECIFIED
-                || wide == Ipv4Addr::UNSPECIFIED && narrow.is_ipv4()
-                || wide == narrow
-        };
         a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
     }
 }
@@ -114,6 +126,13 @@ impl fmt::Display for Bind {
             Self::One(address) => address.fmt(f),
         }
     }
+}
+
+/// Whether a socket bound to the wide address takes clients of the narrow one.
+fn covers(wide: IpAddr, narrow: IpAddr) -> bool {
+    wide == Ipv6Addr::UNSPECIFIED
+        || wide == Ipv4Addr::UNSPECIFIED && narrow.is_ipv4()
+        || wide == narrow
 }
 
 /// Splits `host:port`; an IPv6 host must stand in brackets.
@@ -139,6 +158,9 @@ mod tests {
         assert_eq!(parse_duration("2s"), Some(Duration::from_secs(2)));
         assert_eq!(parse_duration("3m"), Some(Duration::from_secs(180)));
         assert_eq!(parse_duration("1h"), Some(Duration::from_secs(3600)));
+        for text in ["0ms", "1ms", "1500ms", "2s", "90s", "3m", "24h"] {
+            assert_eq!(show_duration(parse_duration(text).unwrap()), text);
+        }
         for wrong in ["", "100", "ms", "-1s", "1.5s", "1 s", "1S", "1d", "99999999999999999999s"] {
             assert_eq!(parse_duration(wrong), None, "{wrong}");
         }
@@ -149,6 +171,8 @@ mod tests {
         for right in ["127.0.0.1:6379", "redis-1.local:7001", "[::1]:6379", "a_b:1"] {
             assert_eq!(HostPort::parse(right).unwrap().to_string(), right);
         }
+        assert_eq!(HostPort::parse("[0:0::1]:1").unwrap().to_string(), "[::1]:1");
+        assert_eq!(HostPort::parse("Redis.Local:1").unwrap().to_string(), "redis.local:1");
         let wrong = [
             "",
             "redis",
@@ -205,6 +229,10 @@ mod tests {
         assert!(reached("127.0.0.1:1", "127.0.0.1:1"));
         assert!(reached("*:1", "localhost:1"));
         assert!(reached("[::]:1", "[::1]:1"));
+        assert!(reached("[::]:1", "127.0.0.1:1"));
+        assert!(reached("127.0.0.1:1", "LOCALHOST:1"));
+        assert!(reached("*:1", "0.0.0.0:1"));
+        assert!(!reached("0.0.0.0:1", "[::1]:1"));
         assert!(!reached("*:1", "10.0.0.1:1"));
         assert!(!reached("127.0.0.1:1", "127.0.0.1:2"));
         assert!(!reached("*:1", "redis:1"));

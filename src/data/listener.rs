@@ -5,13 +5,15 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     sync::Arc,
+    thread,
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{SocketFlags, acceptfrom_with},
 };
-use tracing::{info, warn};
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
 
 use super::{
     session::{Session, Shared},
@@ -21,9 +23,6 @@ use crate::net;
 
 /// Clients that one socket may bring before the others have their turn.
 const TURN: usize = 64;
-
-/// How long to wait for descriptors or memory to come back.
-const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// A bound, non-blocking socket and what its sessions share.
 pub struct Listener {
@@ -68,8 +67,26 @@ impl Listener {
     }
 }
 
-/// Accepts until the other end of `stop` is closed, whatever goes wrong with a client.
-pub fn run(mut listeners: Vec<Listener>, workers: &Workers, stop: &PipeReader) -> io::Result<()> {
+/// Accepts, on a thread of its own, until the other end of `stop` is closed: a storm of clients
+/// delays neither checks nor sessions. The receiver resolves when the thread ends.
+pub fn start(
+    listeners: Vec<Listener>,
+    workers: Workers,
+    stop: PipeReader,
+) -> io::Result<oneshot::Receiver<()>> {
+    let (ending, end) = oneshot::channel();
+    thread::Builder::new().name("rolegate-accept".to_owned()).spawn(move || {
+        if let Err(error) = run(listeners, &workers, &stop) {
+            error!(error = error.to_string(), "cannot wait for clients");
+        }
+        drop(ending);
+    })?;
+    Ok(end)
+}
+
+/// Accepts, whatever goes wrong with a client.
+fn run(mut listeners: Vec<Listener>, workers: &Workers, stop: &PipeReader) -> io::Result<()> {
+    let pause = Timespec { tv_sec: 0, tv_nsec: i64::from(net::RESOURCES_PAUSE.subsec_nanos()) };
     loop {
         let mut fds: Vec<_> = [stop.as_fd()]
             .into_iter()
@@ -86,7 +103,7 @@ pub fn run(mut listeners: Vec<Listener>, workers: &Workers, stop: &PipeReader) -
             exhausted |= *ready && !listener.accept(workers);
         }
         if exhausted {
-            wait(&mut [PollFd::new(stop, PollFlags::IN)], Some(&PAUSE))?;
+            wait(&mut [PollFd::new(stop, PollFlags::IN)], Some(&pause))?;
         }
     }
 }

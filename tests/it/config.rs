@@ -41,7 +41,7 @@ fn every_error_has_its_place_and_words() {
         (
             pool("    check: { timeout: 0ms }\n"),
             &[
-                "pools.main.check.timeout is out of range: found \"0ms\"; allowed is a whole number with ms, s, m or h, from 1ms to 60s",
+                "pools.main.check.timeout is out of range: found \"0ms\"; allowed is a whole number with ms, s, m or h, from 1ms to 1m",
             ],
         ),
         (
@@ -65,6 +65,19 @@ fn every_error_has_its_place_and_words() {
         (
             pool("    auth:\n      password: |\n        x\n"),
             &["7:17: pools.main.auth.password ends with a newline"],
+        ),
+        (
+            backend("{ a: '[::1]:7001', b: '[0:0::1]:7001' }"),
+            &["pools.main.backends.b has the address of a: found [::1]:7001 twice"],
+        ),
+        (
+            pool("    auth: { hunter2: , hunter2: }\n"),
+            &["duplicate key in pools.main.auth: found one that is not shown"],
+        ),
+        (pool("    check: { fall: 2.0 }\n"), &["pools.main.check.fall is not a count: found 2.0"]),
+        (
+            pool("shutdown_timeout: 25h\n"),
+            &["6:19: shutdown_timeout is out of range: found \"25h\"", "from 0ms to 24h"],
         ),
         (
             backend("{ a: 127.0.0.1:6379 }"),

@@ -1,6 +1,11 @@
 //! Start, stop, signals and exit codes.
 
-use std::{io::ErrorKind, net::TcpListener, process::Command, time::Instant};
+use std::{
+    io::{BufRead, BufReader, ErrorKind},
+    net::TcpListener,
+    process::{Command, Stdio},
+    time::Instant,
+};
 
 use rustix::process::Signal;
 
@@ -40,7 +45,7 @@ fn sessions_are_cut_after_the_shutdown_timeout() {
     let (_, end) = client.end();
     assert!(matches!(end, ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof), "{end:?}");
     assert_eq!(rolegate.wait_exit(), Some(0));
-    let line = &rolegate.log("session closed")[0];
+    let line = rolegate.wait_log("session closed");
     assert_eq!((&line["reason"], &line["bytes_in"]), (&"shutdown".into(), &14.into()));
 }
 
@@ -101,4 +106,22 @@ fn bad_usage_ends_with_2_and_version_and_help_with_0() {
         (Some(0), format!("rolegate {}\n", env!("CARGO_PKG_VERSION")))
     );
     assert_eq!(code(&["--help"]).0, Some(0));
+}
+
+#[test]
+fn the_text_log_is_for_people() {
+    let node = Node::start(&[]);
+    let text = config(&[node.address()], None).replace("format: json", "format: text");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("proxy.yaml");
+    std::fs::write(&file, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rolegate"));
+    let mut child = command.arg("-f").arg(&file).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let served = lines.map_while(Result::ok).find(|line| line.contains("verdict changed"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let served = served.expect("a line for the verdict");
+    let words = ["INFO", "pool=\"main\"", "to=\"serve n0 at ", "evidence=\"n0=master (run_id "];
+    assert!(words.iter().all(|word| served.contains(word)), "{served}");
 }

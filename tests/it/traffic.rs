@@ -167,13 +167,13 @@ fn a_client_that_does_not_read_costs_bounded_memory_and_slows_nobody() {
     // 256 MB want out. Nothing moves any more once every buffer on the way is full.
     let moved =
         || rolegate.metric(r#"rolegate_listener_bytes_total{direction="out",listener="redis"}"#);
-    let mut last = -1.0;
+    let (mut last, mut still) = (0.0, 0);
     eventually("every buffer is full", || {
         let now = moved();
-        let still = now == last;
+        still = if now == last && now > 0.0 { still + 1 } else { 0 };
         last = now;
-        std::thread::park_timeout(Duration::from_millis(200));
-        still.then_some(())
+        std::thread::park_timeout(Duration::from_millis(100));
+        (still == 5).then_some(())
     });
     let grown = rolegate.memory().saturating_sub(before);
     assert!(grown < 4096, "4 sessions that wait took {grown} KiB");
