@@ -9,6 +9,7 @@ mod architecture;
 mod checks;
 mod config;
 mod failover;
+mod faults;
 mod lifecycle;
 mod limits;
 mod support;
