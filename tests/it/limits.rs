@@ -49,3 +49,27 @@ fn clients_that_all_come_at_once_are_all_served() {
     drop(clients);
     rolegate.wait_no_sessions();
 }
+
+#[test]
+fn checks_go_on_when_descriptors_have_run_out() {
+    let node = Node::start(&[]);
+    let rolegate = Rolegate::start_with_descriptors(&config(&[node.address()], None), 60);
+    rolegate.wait_ready();
+    let mut first = rolegate.client();
+    first.call(&["PING"]).unwrap();
+    let _many: Vec<Client> = (0..100).map(|_| rolegate.client()).collect();
+    rolegate.wait_log("cannot accept");
+    // Now the check's connection needs a new descriptor, more than once.
+    let check = || {
+        let list = node.call(&["CLIENT", "LIST"]).text();
+        let line = list.lines().find(|line| line.contains(" cmd=info "))?.to_owned();
+        Some(line.strip_prefix("id=")?.split(' ').next()?.to_owned())
+    };
+    for _ in 0..3 {
+        let old = eventually("there is a check", check);
+        node.call(&["CLIENT", "KILL", "ID", &old]);
+        eventually("there is another", || check().filter(|new| *new != old));
+    }
+    assert_eq!(first.call(&["PING"]).unwrap().text(), "PONG");
+    assert_eq!(rolegate.log("backend is down").len(), 0);
+}
