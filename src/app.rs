@@ -1,6 +1,6 @@
 //! Wires everything from a [`Config`]: what starts in which order, and what stops in which.
 
-use std::{collections::HashMap, io, net::TcpListener, num::NonZero, sync::Arc, thread};
+use std::{io, net::TcpListener, num::NonZero, sync::Arc, thread};
 
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use crate::{
     admin,
-    config::{Bind, Config, Listener},
+    config::{Backend, Bind, Config, Listener, Pool},
     control::monitor::Monitor,
     data::{listener, session::Shared, worker::Workers},
     lifecycle::Signals,
@@ -90,20 +90,19 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut accepting = Vec::new();
     let mut statuses = Vec::new();
     for (listener, sockets) in config.listeners.iter().zip(sockets) {
-        let pool = pools.iter().position(|published| published.pool == listener.pool);
-        let pool = pool.ok_or_else(|| AppError::Ended(format!("pool {}", listener.pool)))?;
-        let shared = Arc::new(shared(&config, listener, &pools[pool], &metrics));
+        let pool = &config.pools[listener.pool];
+        let shared = Arc::new(shared(listener, pool, &pools[listener.pool], &metrics));
         let mut addresses = Vec::new();
         for socket in sockets {
             let address = socket.local_addr()?;
-            let (listener, pool) = (&*listener.name, &*listener.pool);
+            let (listener, pool) = (&*listener.name, &*pool.name);
             info!(listener, %address, pool, "listening");
             addresses.push(address);
             accepting.push(listener::Listener::new(socket, shared.clone()));
         }
         statuses.push(admin::ListenerStatus {
             name: listener.name.clone(),
-            pool,
+            pool: listener.pool,
             role: listener.role,
             addresses,
             metrics: metrics.listener(&listener.name),
@@ -150,18 +149,16 @@ fn listen(bind: Bind, key: &str) -> Result<TcpListener, AppError> {
     net::listen(bind).map_err(|error| AppError::Bind { bind, key: key.to_owned(), error })
 }
 
-fn shared(config: &Config, listener: &Listener, pool: &Published, metrics: &Metrics) -> Shared {
-    let settings = config.pools.iter().find(|settings| settings.name == pool.pool);
-    let backends = settings.iter().flat_map(|settings| &settings.backends);
-    let failures = |name: &Arc<str>| (name.clone(), metrics.connect_failures(&pool.pool, name));
+fn shared(listener: &Listener, pool: &Pool, published: &Published, metrics: &Metrics) -> Shared {
+    let failures = |backend: &Backend| {
+        (backend.name.clone(), metrics.connect_failures(&pool.name, &backend.name))
+    };
     Shared {
         listener: listener.name.clone(),
-        view: pool.view.clone(),
-        connect_timeout: settings.map(|settings| settings.connect_timeout).unwrap_or_default(),
+        view: published.view.clone(),
+        connect_timeout: pool.connect_timeout,
         metrics: metrics.listener(&listener.name),
-        connect_failures: backends
-            .map(|backend| failures(&backend.name))
-            .collect::<HashMap<_, _>>(),
+        connect_failures: pool.backends.iter().map(failures).collect(),
     }
 }
 

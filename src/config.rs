@@ -41,8 +41,8 @@ pub struct Listener {
     pub name: Arc<str>,
     /// Where it accepts; at least one.
     pub binds: Vec<Bind>,
-    /// The name of its pool, which exists.
-    pub pool: Arc<str>,
+    /// The place of its pool in [`Config::pools`].
+    pub pool: usize,
     /// The role its clients get.
     pub role: Role,
 }
@@ -136,14 +136,8 @@ impl Config {
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigErrors> {
         // Some editors begin a file with a byte order mark.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let root = file::read(text).map_err(|error| ConfigErrors {
-            file: file.display().to_string(),
-            errors: vec![error],
-        })?;
-        check::check(&root).map_err(|faults| ConfigErrors {
-            file: file.display().to_string(),
-            errors: file::locate(text, faults),
-        })
+        let root = file::read(text).map_err(|error| ConfigErrors::new(file, vec![error]))?;
+        check::check(&root).map_err(|faults| ConfigErrors::new(file, file::locate(text, faults)))
     }
 }
 
@@ -172,11 +166,12 @@ pub(crate) struct ConfigError {
 }
 
 impl ConfigErrors {
+    fn new(file: &Path, errors: Vec<ConfigError>) -> Self {
+        Self { file: file.display().to_string(), errors }
+    }
+
     fn at_start(file: &Path, message: String) -> Self {
-        Self {
-            file: file.display().to_string(),
-            errors: vec![ConfigError { line: 1, column: 1, message }],
-        }
+        Self::new(file, vec![ConfigError { line: 1, column: 1, message }])
     }
 }
 

@@ -1,7 +1,7 @@
 //! From the YAML as written to a [`Config`]: which keys there are and what they allow. Reports every
 //! fault at once; no message shows what stands under `auth`.
 
-use std::{env, os::unix::ffi::OsStringExt, path::Path, slice, sync::Arc, time::Duration};
+use std::{env, os::unix::ffi::OsStringExt, path::Path, slice, time::Duration};
 
 use secrecy::SecretSlice;
 
@@ -9,7 +9,7 @@ use super::{
     Auth, Backend, Bind, Check, Config, HostPort, Listener, Log, LogFormat, Pool,
     file::{Fault, Node, Value},
     read_limited,
-    section::{Checker, allowed, did_you_mean, found, join, quoted},
+    section::{Checker, found, join, quoted},
 };
 use crate::topology::Role;
 
@@ -45,7 +45,7 @@ impl Checker {
         self.no_loops(&bound);
         Some(Config {
             listeners,
-            pools: pools.into_iter().map(|(_, pool)| pool).collect(),
+            pools,
             admin,
             log: self.log(top.get("log")),
             shutdown_timeout: self.duration(
@@ -71,11 +71,7 @@ impl Checker {
         }
     }
 
-    fn listeners(
-        &mut self,
-        node: &Node,
-        pools: &[(Arc<str>, Pool)],
-    ) -> (Vec<Listener>, Vec<(Bind, String)>) {
+    fn listeners(&mut self, node: &Node, pools: &[Pool]) -> (Vec<Listener>, Vec<(Bind, String)>) {
         let mut listeners = Vec::new();
         let mut bound = Vec::new();
         for (name, node) in self.named(node, "listeners", "listener") {
@@ -89,21 +85,13 @@ impl Checker {
             };
             let pool = self.required(&section, "pool").and_then(|node| {
                 let wanted = self.text(node, &section.at("pool"))?;
-                let found = pools.iter().find(|(name, _)| **name == *wanted);
+                let found = pools.iter().position(|pool| *pool.name == *wanted);
                 if found.is_none() {
-                    let names: Vec<_> = pools.iter().map(|(name, _)| name.as_ref()).collect();
-                    self.fault(
-                        node.id,
-                        format!(
-                            "{} names an unknown pool: found {}{}; {}",
-                            section.at("pool"),
-                            quoted(wanted),
-                            did_you_mean(wanted, &names),
-                            allowed(&names, "no pool is defined"),
-                        ),
-                    );
+                    let names: Vec<_> = pools.iter().map(|pool| pool.name.as_ref()).collect();
+                    let wrong = format!("{} names an unknown pool", section.at("pool"));
+                    self.not_among(node.id, &wrong, wanted, &names);
                 }
-                found.map(|(name, _)| name.clone())
+                found
             });
             let role = section.get("role").map_or(Some(Role::Master), |node| {
                 self.choice(node, &section.at("role"), &[("master", Role::Master)])
@@ -158,7 +146,7 @@ impl Checker {
         self.bind(node, "admin.bind", bound)
     }
 
-    fn pools(&mut self, node: &Node) -> Vec<(Arc<str>, Pool)> {
+    fn pools(&mut self, node: &Node) -> Vec<Pool> {
         let mut pools = Vec::new();
         for (name, node) in self.named(node, "pools", "pool") {
             let path = join("pools", &name);
@@ -178,8 +166,7 @@ impl Checker {
                 Duration::from_secs(1),
                 MS..=Duration::from_secs(300),
             );
-            let pool = Pool { name: name.clone(), backends, auth, check, connect_timeout };
-            pools.push((name, pool));
+            pools.push(Pool { name, backends, auth, check, connect_timeout });
         }
         pools
     }

@@ -50,10 +50,9 @@ impl Checker {
         let entries = self.entries(node, path)?;
         for (key, _) in entries {
             if !known.contains(&key.text.as_str()) {
-                let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
                 let hint = did_you_mean(&key.text, known);
                 let shown = if hint.is_empty() { key_of(path, key) } else { quoted(&key.text) };
-                let allowed = allowed(known, "no key is allowed here");
+                let (place, allowed) = (inside(path), allowed(known));
                 self.fault(key.id, format!("unknown key{place}: found {shown}{hint}; {allowed}"));
             }
         }
@@ -108,13 +107,10 @@ impl Checker {
         let mut seen = HashSet::new();
         for (key, _) in entries {
             if !seen.insert(&key.text) {
-                let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
+                let (place, shown) = (inside(path), key_of(path, key));
                 self.fault(
                     key.id,
-                    format!(
-                        "duplicate key{place}: found {} again; each key is allowed once",
-                        key_of(path, key)
-                    ),
+                    format!("duplicate key{place}: found {shown} again; each key is allowed once"),
                 );
             }
         }
@@ -153,17 +149,15 @@ impl Checker {
         let choice = choices.iter().find(|(name, _)| *name == text);
         if choice.is_none() {
             let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-            self.fault(
-                node.id,
-                format!(
-                    "{path} is unknown: found {}{}; {}",
-                    quoted(text),
-                    did_you_mean(text, &names),
-                    allowed(&names, "")
-                ),
-            );
+            self.not_among(node.id, &format!("{path} is unknown"), text, &names);
         }
         choice.map(|(_, value)| *value)
+    }
+
+    /// Reports a text that is none of these names.
+    pub(super) fn not_among(&mut self, id: usize, wrong: &str, text: &str, names: &[&str]) {
+        let (found, hint) = (quoted(text), did_you_mean(text, names));
+        self.fault(id, format!("{wrong}: found {found}{hint}; {}", allowed(names)));
     }
 
     pub(super) fn duration(
@@ -208,6 +202,11 @@ pub(super) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
+/// Where a key stands; the top of the file needs no words.
+fn inside(path: &str) -> String {
+    if path.is_empty() { String::new() } else { format!(" in {path}") }
+}
+
 /// What stands in the file, for keys that hold no secret.
 pub(super) fn found(node: &Node) -> String {
     match &node.value {
@@ -234,7 +233,7 @@ pub(super) fn quoted(text: &str) -> String {
     format!("{short:?}{}", if short.len() < text.len() { "…" } else { "" })
 }
 
-pub(super) fn did_you_mean(found: &str, names: &[&str]) -> String {
+fn did_you_mean(found: &str, names: &[&str]) -> String {
     if found.len() > MAX_NAME {
         return String::new();
     }
@@ -243,9 +242,9 @@ pub(super) fn did_you_mean(found: &str, names: &[&str]) -> String {
     nearest.map(|name| format!(", did you mean {name:?}?")).unwrap_or_default()
 }
 
-pub(super) fn allowed(names: &[&str], none: &str) -> String {
+fn allowed(names: &[&str]) -> String {
     match names {
-        [] => none.to_owned(),
+        [] => "none is defined".to_owned(),
         [one] => format!("allowed is {one}"),
         _ => format!("allowed are {}", names.join(", ")),
     }

@@ -36,7 +36,8 @@ pub fn decide(candidates: &[Candidate<'_>]) -> Decision {
     }
 }
 
-fn masters(candidates: &[Candidate<'_>]) -> impl Iterator<Item = usize> {
+/// The places of those that have proven to be a master.
+pub fn masters(candidates: &[Candidate<'_>]) -> impl Iterator<Item = usize> {
     candidates
         .iter()
         .enumerate()

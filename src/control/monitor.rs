@@ -149,8 +149,7 @@ impl Monitor {
             .map(|member| Candidate { name: &member.name, state: member.health.state() })
             .collect();
         let decision = election::decide(&candidates);
-        let masters = candidates.iter().filter(|c| c.state.role() == Some(Role::Master)).count();
-        self.metrics.set_conflict(masters > 1);
+        self.metrics.set_conflict(election::masters(&candidates).count() > 1);
         if !self.is_published(&decision) {
             self.publish(decision);
         }

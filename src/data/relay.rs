@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::net;
+use crate::{metrics::CloseReason, net};
 
 /// What one read takes at the most, and so what a session keeps at the most for each side.
 const BUFFER: usize = 64 * 1024;
@@ -34,15 +34,6 @@ thread_local! {
     static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
 }
 
-/// How a relay ended by itself. Who closed or broke first is named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    BackendClosed,
-    BackendReset,
-    ClientClosed,
-    ClientReset,
-}
-
 /// A session's two sockets, and what is under way between them.
 #[derive(Debug)]
 pub(super) struct Relay {
@@ -51,7 +42,7 @@ pub(super) struct Relay {
     up: Flow,
     down: Flow,
     /// The side whose FIN came first.
-    first_closed: Option<End>,
+    first_closed: Option<CloseReason>,
 }
 
 /// Bytes that a session has read.
@@ -102,29 +93,30 @@ impl Relay {
         Self { client, backend, up, down, first_closed: None }
     }
 
-    /// Moves bytes, and counts them, until both sides have closed or one has broken.
-    pub(super) async fn run(&mut self, moved: &mut Moved) -> End {
+    /// Moves bytes, and counts them, until both sides have closed or one has broken. Tells which
+    /// closed or broke first.
+    pub(super) async fn run(&mut self, moved: &mut Moved) -> CloseReason {
         poll_fn(|cx| self.poll(cx, moved)).await
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, moved: &mut Moved) -> Poll<End> {
+    fn poll(&mut self, cx: &mut Context<'_>, moved: &mut Moved) -> Poll<CloseReason> {
         let up = self.up.poll(cx, &mut self.client, &mut self.backend, &mut moved.up);
         let down = self.down.poll(cx, &mut self.backend, &mut self.client, &mut moved.down);
         match (&up, &down) {
             (Poll::Ready(Err(Broken::Sender)), _) | (_, Poll::Ready(Err(Broken::Receiver))) => {
-                return Poll::Ready(End::ClientReset);
+                return Poll::Ready(CloseReason::ClientReset);
             }
             // A write breaks only when nothing more can come. What has come is delivered after.
             (Poll::Ready(Err(Broken::Receiver)), _) | (_, Poll::Ready(Err(Broken::Sender))) => {
-                return Poll::Ready(End::BackendReset);
+                return Poll::Ready(CloseReason::BackendReset);
             }
             _ => {}
         }
         if self.first_closed.is_none() {
             self.first_closed = match (self.down.closed, self.up.closed) {
                 (false, false) => None,
-                (false, true) => Some(End::ClientClosed),
-                (true, _) => Some(End::BackendClosed),
+                (false, true) => Some(CloseReason::ClientClosed),
+                (true, _) => Some(CloseReason::BackendClosed),
             };
         }
         match (up, down, self.first_closed) {

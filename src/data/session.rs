@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::relay::{End, Moved, Relay};
+use super::relay::{Moved, Relay};
 use crate::{
     metrics::{CloseReason, ListenerMetrics},
     net,
@@ -78,17 +78,10 @@ impl Session {
         let metrics = &account.shared.metrics;
         let (up, down) = (metrics.bytes_in.clone(), metrics.bytes_out.clone());
         let mut relay = Relay::new(client, backend, up, down);
-        let ended = select! {
+        let reason = select! {
             biased;
-            () = lease.revoked() => None,
-            end = relay.run(&mut account.moved) => Some(end),
-        };
-        let reason = match ended {
-            Some(End::ClientClosed) => CloseReason::ClientClosed,
-            Some(End::BackendClosed) => CloseReason::BackendClosed,
-            Some(End::ClientReset) => CloseReason::ClientReset,
-            Some(End::BackendReset) => CloseReason::BackendReset,
-            None => CloseReason::Revoked,
+            () = lease.revoked() => CloseReason::Revoked,
+            reason = relay.run(&mut account.moved) => reason,
         };
         match reason {
             CloseReason::Revoked | CloseReason::BackendReset => {

@@ -23,8 +23,7 @@ use super::session::Session;
 const QUEUE: usize = 1024;
 
 /// The sending side of all workers.
-#[derive(Clone)]
-pub struct Workers(Arc<[Worker]>);
+pub struct Workers(Vec<Worker>);
 
 struct Worker {
     queue: mpsc::Sender<Job>,
@@ -61,7 +60,7 @@ impl Workers {
             workers.push(Worker { queue, load: Arc::default() });
             ended.push(end);
         }
-        Ok((Self(workers.into()), ended))
+        Ok((Self(workers), ended))
     }
 
     /// Gives the session to the worker that has the fewest. Blocks while its queue is full.

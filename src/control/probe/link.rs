@@ -116,19 +116,16 @@ impl Link {
             }
             Err(problem) => Err(problem),
         };
-        let lost = match &result {
-            Ok(_) => false,
+        let failure = result.as_ref().err().map(|problem| problem.failure);
+        if failure == Some(Failure::NoAuth) {
             // The user is another than it was.
-            Err(problem) if problem.failure == Failure::NoAuth => {
-                self.logged_in = false;
-                false
-            }
-            // Any other refusal can end on this connection as well as on a new one.
-            Err(problem) => matches!(
-                problem.failure,
-                Failure::Cut | Failure::Denied | Failure::MaxClients | Failure::Protocol
-            ),
-        };
+            self.logged_in = false;
+        }
+        // Any other refusal can end on this connection as well as on a new one.
+        let lost = matches!(
+            failure,
+            Some(Failure::Cut | Failure::Denied | Failure::MaxClients | Failure::Protocol)
+        );
         ((!lost).then_some(self), result)
     }
 
