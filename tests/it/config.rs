@@ -4,14 +4,12 @@ use std::{fs, path::Path};
 
 use tempfile::tempdir;
 
-use crate::support::check_config;
+use crate::support::{check_config, write_config};
 
 const GOOD: &str = "listeners:\n  redis: { bind: 127.0.0.1:6379, pool: main }\npools:\n  main:\n    backends: { a: 127.0.0.1:7001 }\n";
 
 fn check(text: &str) -> (Option<i32>, String) {
-    let folder = tempdir().unwrap();
-    let file = folder.path().join("proxy.yaml");
-    fs::write(&file, text).unwrap();
+    let (_folder, file) = write_config(text);
     let output = check_config(&file, &[("IT_SET", "x"), ("IT_EMPTY", "")]);
     let words = String::from_utf8(output.stderr).unwrap();
     (output.status.code(), words.replace(&format!("{}:", file.display()), ""))

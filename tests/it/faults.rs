@@ -11,7 +11,9 @@ use std::{
 };
 
 use super::checks::{checks, in_front_of};
-use crate::support::{Fake, FakeConnection, INFO_MASTER, Rolegate, bulk, config, eventually};
+use crate::support::{
+    Fake, FakeConnection, INFO_MASTER, Rolegate, bulk, config, eventually, info_replica,
+};
 
 /// Answers every command of a check with the same bytes.
 fn always(bytes: &'static [u8]) -> Fake {
@@ -261,7 +263,7 @@ fn busy_is_believed_only_from_the_connection_that_passed() {
             connection.send("\x01garbage\r\n")?;
             return connection.drain();
         }
-        let replica = INFO_MASTER.replace("role:master", "role:slave");
+        let replica = info_replica();
         loop {
             let command = connection.command()?;
             connection.answer_check(&command, &replica)?;

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::support::{Client, Node, Rolegate, config, eventually};
+use crate::support::{Client, Node, Rolegate, config, eventually, write_config};
 
 fn served(settings: &str) -> (Node, Rolegate, Client) {
     let node = Node::start(&[]);
@@ -81,9 +81,7 @@ fn a_taken_address_is_named_and_ends_with_1() {
     for (place, key) in wrong {
         let text = config(&["127.0.0.1:1".parse().unwrap()], None)
             .replace(place, &place.replace(":0", &format!(":{port}")));
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("proxy.yaml");
-        std::fs::write(&file, text).unwrap();
+        let (_folder, file) = write_config(&text);
         let output =
             Command::new(env!("CARGO_BIN_EXE_rolegate")).arg("-f").arg(&file).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
@@ -112,9 +110,7 @@ fn bad_usage_ends_with_2_and_version_and_help_with_0() {
 fn the_text_log_is_for_people() {
     let node = Node::start(&[]);
     let text = config(&[node.address()], None).replace("format: json", "format: text");
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("proxy.yaml");
-    std::fs::write(&file, text).unwrap();
+    let (_folder, file) = write_config(&text);
     let mut command = Command::new(env!("CARGO_BIN_EXE_rolegate"));
     let mut child = command.arg("-f").arg(&file).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();

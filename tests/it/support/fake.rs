@@ -21,6 +21,11 @@ pub const INFO_MASTER: &str = "# Replication\r\nrole:master\r\nconnected_slaves:
     master_replid:8f9d9b3c1f0a4f6f8a3d0f4a5b6c7d8e9f001122\r\n\
     master_replid2:0000000000000000000000000000000000000000\r\nmaster_repl_offset:42\r\n";
 
+/// The same of a replica.
+pub fn info_replica() -> String {
+    INFO_MASTER.replace("role:master", "role:slave")
+}
+
 /// A listening socket, and a thread for each connection. All end with the test process.
 pub struct Fake {
     address: SocketAddr,
@@ -49,31 +54,15 @@ impl Fake {
     pub fn master(
         script: impl Fn(&mut FakeConnection, &[String]) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self::start(move |mut connection| {
-            loop {
-                let command = connection.command()?;
-                if !connection.answer_check(&command, INFO_MASTER)? {
-                    script(&mut connection, &command)?;
-                }
-            }
-        })
+        Self::demotable(Arc::default(), script)
     }
 
     /// The same, but it says that it is a replica while the flag is set.
     pub fn demotable(
         demoted: Arc<AtomicBool>,
-        script: impl Fn(&mut FakeConnection) -> io::Result<()> + Send + Sync + 'static,
+        script: impl Fn(&mut FakeConnection, &[String]) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        let replica = INFO_MASTER.replace("role:master", "role:slave");
-        Self::start(move |mut connection| {
-            loop {
-                let command = connection.command()?;
-                let info = if demoted.load(Ordering::Relaxed) { &replica } else { INFO_MASTER };
-                if !connection.answer_check(&command, info)? {
-                    script(&mut connection)?;
-                }
-            }
-        })
+        Self::start(move |connection| connection.serve(&demoted, &script))
     }
 
     /// A master (a replica while the flag is set) that is checked over the one connection that it
@@ -85,14 +74,9 @@ impl Fake {
         let listener = TcpListener::from(socket);
         let address = listener.local_addr().unwrap();
         thread::spawn(move || -> io::Result<()> {
-            let mut connection = FakeConnection { stream: BufReader::new(listener.accept()?.0) };
+            let connection = FakeConnection { stream: BufReader::new(listener.accept()?.0) };
             let _listener = listens.then_some(listener);
-            let replica = INFO_MASTER.replace("role:master", "role:slave");
-            loop {
-                let command = connection.command()?;
-                let info = if demoted.load(Ordering::Relaxed) { &replica } else { INFO_MASTER };
-                connection.answer_check(&command, info)?;
-            }
+            connection.serve(&demoted, |_, _| Ok(()))
         });
         Self { address }
     }
@@ -114,6 +98,22 @@ pub struct FakeConnection {
 }
 
 impl FakeConnection {
+    /// Answers checks, as a replica while the flag is set, and hands the rest to the script.
+    fn serve(
+        mut self,
+        demoted: &AtomicBool,
+        script: impl Fn(&mut Self, &[String]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let replica = info_replica();
+        loop {
+            let command = self.command()?;
+            let info = if demoted.load(Ordering::Relaxed) { &replica } else { INFO_MASTER };
+            if !self.answer_check(&command, info)? {
+                script(&mut self, &command)?;
+            }
+        }
+    }
+
     /// The next command, an array of bulk strings.
     pub fn command(&mut self) -> io::Result<Vec<String>> {
         let count = self.number('*')?;

@@ -15,9 +15,9 @@ use std::{
 
 pub use self::{
     client::{Client, Reply, encode},
-    fake::{Fake, FakeConnection, INFO_MASTER, bulk},
+    fake::{Fake, FakeConnection, INFO_MASTER, bulk, info_replica},
     redis::{Group, Node, PASSWORD, Sentinels, config},
-    rolegate::{Rolegate, check_config},
+    rolegate::{Rolegate, check_config, write_config},
 };
 
 /// Ample for anything that should happen soon, also on a machine that is busy.

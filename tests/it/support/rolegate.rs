@@ -4,10 +4,11 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -28,17 +29,13 @@ pub struct Rolegate {
 impl Rolegate {
     /// Starts it with this configuration, whose log must be JSON at debug, and waits until it runs.
     pub fn start(config: &str) -> Self {
-        let folder = TempDir::new().unwrap();
-        let file = folder.path().join("proxy.yaml");
-        fs::write(&file, config).unwrap();
+        let (folder, file) = write_config(config);
         Self::spawn(Command::new(PROGRAM).arg("-f").arg(file), folder)
     }
 
     /// The same with this limit of open files.
     pub fn start_with_descriptors(config: &str, limit: u32) -> Self {
-        let folder = TempDir::new().unwrap();
-        let file = folder.path().join("proxy.yaml");
-        fs::write(&file, config).unwrap();
+        let (folder, file) = write_config(config);
         let script = format!("ulimit -n {limit}; exec \"$0\" -f \"$1\"");
         Self::spawn(Command::new("sh").arg("-c").arg(script).arg(PROGRAM).arg(file), folder)
     }
@@ -153,6 +150,31 @@ impl Rolegate {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// Bytes read from backends so far.
+    pub fn bytes_out(&self) -> f64 {
+        self.metric(r#"rolegate_listener_bytes_total{direction="out",listener="redis"}"#)
+    }
+
+    /// Waits until it has read more than so many bytes from backends.
+    pub fn wait_bytes_out(&self, more_than: f64) {
+        eventually(&format!("more than {more_than} bytes come from the backend"), || {
+            (self.bytes_out() > more_than).then_some(())
+        });
+    }
+
+    /// Waits until every buffer between backends and clients that do not read is full, and tells
+    /// how many bytes have come.
+    pub fn wait_full(&self) -> f64 {
+        let (mut last, mut still) = (0.0, 0);
+        eventually("nothing moves any more", || {
+            let now = self.bytes_out();
+            still = if now == last && now > 0.0 { still + 1 } else { 0 };
+            last = now;
+            thread::park_timeout(Duration::from_millis(100));
+            (still == 5).then_some(now)
+        })
+    }
+
     pub fn wait_no_sessions(&self) {
         eventually("no session is left", || {
             (self.metric(r#"rolegate_listener_sessions{listener="redis"}"#) == 0.0).then_some(())
@@ -188,6 +210,14 @@ impl Drop for Rolegate {
             eprintln!("rolegate's log:\n{}", self.output());
         }
     }
+}
+
+/// Puts a configuration into a file of its own, which is gone with the folder.
+pub fn write_config(config: &str) -> (TempDir, PathBuf) {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("proxy.yaml");
+    fs::write(&file, config).unwrap();
+    (folder, file)
 }
 
 /// Runs `rolegate check` on a file.
