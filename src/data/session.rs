@@ -106,8 +106,8 @@ struct Account {
 }
 
 impl Account {
-    /// Connects to the backend that is served now. Should another take over meanwhile, goes on to
-    /// that one; the client notices nothing.
+    /// Connects to the backend that is served now. Should its lease go meanwhile, starts over with
+    /// what the new View says.
     async fn connect(&mut self) -> Result<(TcpStream, Lease), CloseReason> {
         let deadline = Instant::now() + self.shared.connect_timeout;
         loop {
