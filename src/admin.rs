@@ -1,5 +1,7 @@
-//! HTTP for operators and Prometheus: `/metrics`, `/live`, `/ready` and `/status`. All of it reads.
+//! HTTP for operators and Prometheus: `/metrics`, `/live`, `/ready`, `/status` and `/explain`. All of
+//! it reads.
 
+mod explain;
 mod status;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
@@ -25,7 +27,7 @@ use tracing::warn;
 use crate::{
     metrics::{self, Metrics},
     net,
-    topology::{Published, Role, Verdict},
+    topology::{Published, Role},
 };
 
 /// Requests at once; more wait to be accepted.
@@ -64,6 +66,8 @@ pub struct ListenerStatus {
     pub pool: usize,
     /// The role its clients get.
     pub role: Role,
+    /// How long its clients wait for a backend.
+    pub hold: Duration,
     /// The addresses it has bound.
     pub addresses: Vec<SocketAddr>,
     /// Its handles.
@@ -113,9 +117,7 @@ pub async fn run(listener: TcpListener, state: Arc<State>) {
 fn respond(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
     let (status, kind, body) = match request.uri().path() {
-        "/live" | "/metrics" | "/ready" | "/status"
-            if !matches!(*request.method(), Method::GET | Method::HEAD) =>
-        {
+        path if is_known(path) && !matches!(*request.method(), Method::GET | Method::HEAD) => {
             (StatusCode::METHOD_NOT_ALLOWED, TEXT, "allowed are GET and HEAD\n".into())
         }
         "/live" => (StatusCode::OK, TEXT, "live\n".into()),
@@ -135,8 +137,20 @@ fn respond(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> 
                 (StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n").into_bytes())
             }
         },
+        path if is_known(path) => {
+            let pool = path.strip_prefix("/explain/");
+            match explain::text(state, pool) {
+                Some(text) => (StatusCode::OK, TEXT, text.into_bytes()),
+                None => {
+                    let pools: Vec<_> = state.pools.iter().map(|pool| &*pool.pool).collect();
+                    let text = format!("no such pool; there are {}\n", pools.join(", "));
+                    (StatusCode::NOT_FOUND, TEXT, text.into_bytes())
+                }
+            }
+        }
         _ => {
-            (StatusCode::NOT_FOUND, TEXT, "there are /metrics, /live, /ready and /status\n".into())
+            let text = "there are /metrics, /live, /ready, /status and /explain\n";
+            (StatusCode::NOT_FOUND, TEXT, text.into())
         }
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
@@ -148,6 +162,11 @@ fn respond(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> 
     response
 }
 
+fn is_known(path: &str) -> bool {
+    matches!(path, "/explain" | "/live" | "/metrics" | "/ready" | "/status")
+        || path.starts_with("/explain/")
+}
+
 impl State {
     /// Why the process should get no new clients, one line a listener; `None` when it should.
     fn unready(&self) -> Option<String> {
@@ -156,12 +175,14 @@ impl State {
         }
         let reasons = self.listeners.iter().filter_map(|listener| {
             let pool = &self.pools[listener.pool];
-            match &pool.view.borrow().verdict {
-                Verdict::Serve(_) => None,
-                Verdict::Refuse(refusal) => {
-                    Some(format!("listener {}, pool {}: {refusal}\n", listener.name, pool.pool))
-                }
+            let view = pool.view.borrow();
+            let reason = view.verdict.reason()?;
+            // Who waits for a master is served by one soon, or learns that there is none.
+            let holds = |since: Instant| since.elapsed() < listener.hold;
+            if view.unserved_since.is_some_and(holds) {
+                return None;
             }
+            Some(format!("listener {}, pool {}: {reason}\n", listener.name, pool.pool))
         });
         Some(reasons.collect()).filter(|reasons: &String| !reasons.is_empty())
     }

@@ -1,6 +1,6 @@
 //! Wires everything from a [`Config`]: what starts in which order, and what stops in which.
 
-use std::{io, net::TcpListener, num::NonZero, sync::Arc, thread};
+use std::{io, net::TcpListener, num::NonZero, sync::Arc, thread, time::Duration};
 
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -10,7 +10,12 @@ use crate::{
     admin,
     config::{Backend, Bind, Config, Listener, Pool},
     control::monitor::Monitor,
-    data::{listener, session::Shared, worker::Workers},
+    data::{
+        hold::{Holds, Returns},
+        listener,
+        session::Shared,
+        worker::Workers,
+    },
     lifecycle::Signals,
     metrics::Metrics,
     net,
@@ -65,7 +70,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut control = JoinSet::new();
     let mut pools = Vec::new();
     for pool in &config.pools {
-        let (monitor, published) = Monitor::new(pool, &metrics);
+        let (monitor, published) = Monitor::new(pool, config.state_dir.as_deref(), &metrics);
         let name = format!("the monitor of pool {}", pool.name);
         control.spawn(async move {
             monitor.run().await;
@@ -87,11 +92,23 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         watch(format!("data worker {number}"), end);
     }
 
+    let (holds, returns) = Holds::new(config.listeners.len())?;
+    for published in &pools {
+        let (pool, mut view, returns) =
+            (published.pool.clone(), published.view.clone(), returns.clone());
+        control.spawn(async move {
+            while view.changed().await.is_ok() {
+                returns.wake();
+            }
+            format!("the monitor of pool {pool}")
+        });
+    }
     let mut accepting = Vec::new();
     let mut statuses = Vec::new();
-    for (listener, sockets) in config.listeners.iter().zip(sockets) {
+    for (place, (listener, sockets)) in config.listeners.iter().zip(sockets).enumerate() {
         let pool = &config.pools[listener.pool];
-        let shared = Arc::new(shared(listener, pool, &pools[listener.pool], &metrics));
+        let published = &pools[listener.pool];
+        let shared = Arc::new(shared(place, listener, pool, published, returns.clone(), &metrics));
         let mut addresses = Vec::new();
         for socket in sockets {
             let address = socket.local_addr()?;
@@ -104,12 +121,13 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             name: listener.name.clone(),
             pool: listener.pool,
             role: listener.role,
+            hold: if listener.hold.dry_run { Duration::ZERO } else { listener.hold.timeout },
             addresses,
             metrics: metrics.listener(&listener.name),
         });
     }
     let (stop_accepting, stopping) = io::pipe()?;
-    let end = listener::start(accepting, workers, stop_accepting)?;
+    let end = listener::start(accepting, workers, holds, stop_accepting)?;
     watch("the accepting thread".to_owned(), end);
 
     if let Some(socket) = admin_socket {
@@ -149,14 +167,27 @@ fn listen(bind: Bind, key: &str) -> Result<TcpListener, AppError> {
     net::listen(bind).map_err(|error| AppError::Bind { bind, key: key.to_owned(), error })
 }
 
-fn shared(listener: &Listener, pool: &Pool, published: &Published, metrics: &Metrics) -> Shared {
+fn shared(
+    place: usize,
+    listener: &Listener,
+    pool: &Pool,
+    published: &Published,
+    returns: Returns,
+    metrics: &Metrics,
+) -> Shared {
     let failures = |backend: &Backend| {
         (backend.name.clone(), metrics.connect_failures(&pool.name, &backend.name))
     };
     Shared {
         listener: listener.name.clone(),
+        place,
+        pool: pool.name.clone(),
         view: published.view.clone(),
         connect_timeout: pool.connect_timeout,
+        patience: pool.check.patience(),
+        hold: listener.hold,
+        returns,
+        hints: published.hints.clone(),
         metrics: metrics.listener(&listener.name),
         connect_failures: pool.backends.iter().map(failures).collect(),
     }

@@ -33,9 +33,23 @@ enum Command {
     Run,
     /// Check the config file and exit
     Check,
+    /// Ask the rolegate that runs with this config what it serves and why
+    Explain {
+        /// Only this pool
+        pool: Option<String>,
+    },
 }
 
 impl Cli {
+    /// What to ask the running rolegate, if that is what to do.
+    pub fn question(&self) -> Option<String> {
+        match &self.command {
+            Some(Command::Explain { pool: None }) => Some("/explain".to_owned()),
+            Some(Command::Explain { pool: Some(pool) }) => Some(format!("/explain/{pool}")),
+            _ => None,
+        }
+    }
+
     /// Whether only to check the config.
     pub fn only_checks(&self) -> bool {
         self.check || matches!(self.command, Some(Command::Check))

@@ -3,15 +3,22 @@
 
 mod check;
 mod file;
+mod pool;
 mod section;
 mod units;
 
-use std::{fmt, fs, io::Read, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt, fs,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use secrecy::SecretSlice;
 
 pub use self::units::{Bind, HostPort};
-use crate::topology::Role;
+use crate::topology::{Hold, OnUnexplainedHeir, Role};
 
 /// The file that `rolegate` reads when none is named.
 pub const DEFAULT_FILE: &str = "proxy.yaml";
@@ -32,6 +39,8 @@ pub struct Config {
     pub log: Log,
     /// How long sessions may go on after a stop was asked for.
     pub shutdown_timeout: Duration,
+    /// Where each pool's memory is kept over restarts; nowhere if absent.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// One name under `listeners`.
@@ -45,6 +54,8 @@ pub struct Listener {
     pub pool: usize,
     /// The role its clients get.
     pub role: Role,
+    /// What becomes of clients while no backend is served.
+    pub hold: Hold,
 }
 
 /// One name under `pools`.
@@ -60,6 +71,25 @@ pub struct Pool {
     pub check: Check,
     /// How long a session may wait for its backend's connection.
     pub connect_timeout: Duration,
+    /// The Sentinels that watch this pool, if they are to be heard.
+    pub sentinel: Option<Sentinel>,
+    /// What to do about an heir that nothing explains.
+    pub on_unexplained_heir: OnUnexplainedHeir,
+}
+
+/// The Sentinels of a pool.
+#[derive(Clone, Debug)]
+pub struct Sentinel {
+    /// The pool's name in `sentinel monitor NAME`.
+    pub master_name: String,
+    /// In the order of the file; at least one.
+    pub addresses: Vec<HostPort>,
+    /// How to log in at the Sentinels.
+    pub auth: Option<Auth>,
+    /// So many have to agree.
+    pub quorum: usize,
+    /// Backends, by place, that the Sentinels know by another address.
+    pub announce: Vec<(usize, HostPort)>,
 }
 
 /// One Redis address of a pool.
@@ -83,12 +113,23 @@ pub struct Auth {
 /// How a pool's backends are checked.
 #[derive(Clone, Copy, Debug)]
 pub struct Check {
-    /// From the start of one check to the start of the next.
+    /// From the start of one check to the start of the next, at the most.
     pub interval: Duration,
+    /// The same while anything is in doubt.
+    pub fast_interval: Duration,
+    /// A doubt that brings nothing new counts as one for so long.
+    pub fast_for: Duration,
     /// For a whole check: connect, log in, PING and INFO.
     pub timeout: Duration,
     /// So many silent timeouts in a row make a backend down.
     pub fall: u32,
+}
+
+impl Check {
+    /// How long a backend may acknowledge nothing before its host counts as gone.
+    pub fn patience(&self) -> Duration {
+        (self.timeout * self.fall).max(Duration::from_secs(1))
+    }
 }
 
 /// How to log.

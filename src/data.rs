@@ -1,5 +1,6 @@
 //! The data plane: moves bytes. It never looks at a reply, never decides, never resolves a name.
 
+pub mod hold;
 pub mod listener;
 mod relay;
 pub mod session;

@@ -23,4 +23,5 @@ pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
 pub mod net;
+pub mod remote;
 pub mod topology;

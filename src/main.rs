@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Parser;
-use rolegate::{app, cli::Cli, config::Config, logging};
+use rolegate::{app, cli::Cli, config::Config, logging, remote};
 
 /// Running failed.
 const FAILED: u8 = 1;
@@ -26,6 +26,18 @@ fn main() -> ExitCode {
     if cli.only_checks() {
         let _ = writeln!(stdout(), "{}: valid", cli.file.display());
         return ExitCode::SUCCESS;
+    }
+    if let Some(question) = cli.question() {
+        return match remote::get(config.admin, &question) {
+            Ok(answer) => {
+                let _ = write!(stdout(), "{answer}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                let _ = writeln!(stderr(), "rolegate: {error}");
+                FAILED.into()
+            }
+        };
     }
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,11 +5,11 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Counter, CounterVec, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::topology::{Failure, Role, VerdictKind};
+use crate::topology::{Failure, Hint, Role, Rule};
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -17,6 +17,10 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 /// Seconds; a check on a healthy LAN takes 0.1 to 1 ms.
 const CHECK_BUCKETS: [f64; 12] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0];
+
+/// Seconds; a crash takes as long as Sentinel's down-after, a planned failover a tenth of a second.
+const FAILOVER_BUCKETS: [f64; 12] =
+    [0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 5.0, 10.0, 30.0, 120.0];
 
 /// Why a session ended. A closed set: each is a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +35,12 @@ pub enum CloseReason {
     BackendReset,
     /// The backend lost its lease: the master changed or is in doubt.
     Revoked,
-    /// There was no backend to serve.
+    /// There was no backend to serve, and clients do not wait here.
     Refused,
+    /// No backend came while the client waited.
+    HoldTimeout,
+    /// There was no backend to serve, and too many clients wait already.
+    HoldFull,
     /// The backend refused the connection or cannot be reached.
     ConnectFailed,
     /// The backend did not take the connection in time.
@@ -47,13 +55,15 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::ClientClosed,
         Self::ClientReset,
         Self::BackendClosed,
         Self::BackendReset,
         Self::Revoked,
         Self::Refused,
+        Self::HoldTimeout,
+        Self::HoldFull,
         Self::ConnectFailed,
         Self::ConnectTimeout,
         Self::NoResources,
@@ -70,6 +80,8 @@ impl CloseReason {
             Self::BackendReset => "backend_reset",
             Self::Revoked => "revoked",
             Self::Refused => "refused",
+            Self::HoldTimeout => "hold_timeout",
+            Self::HoldFull => "hold_full",
             Self::ConnectFailed => "connect_failed",
             Self::ConnectTimeout => "connect_timeout",
             Self::NoResources => "no_resources",
@@ -89,6 +101,13 @@ pub struct Metrics {
     pool_master_changes: IntCounterVec,
     pool_conflict: IntGaugeVec,
     pool_verdict: IntGaugeVec,
+    conflict_seconds: CounterVec,
+    without_master_seconds: CounterVec,
+    failover_duration: HistogramVec,
+    lineage_refusals: IntCounterVec,
+    hints: IntCounterVec,
+    sentinel_agree: IntGaugeVec,
+    sentinel_up: IntGaugeVec,
     check_duration: HistogramVec,
     check_failures: IntCounterVec,
     connect_failures: IntCounterVec,
@@ -97,6 +116,9 @@ pub struct Metrics {
     bytes: IntCounterVec,
     closed: IntCounterVec,
     accept_errors: IntCounterVec,
+    held: IntGaugeVec,
+    held_total: IntCounterVec,
+    hold_timeouts: IntCounterVec,
 }
 
 impl Metrics {
@@ -113,15 +135,17 @@ impl Metrics {
             registry.register(Box::new(family.clone()))?;
             Ok::<_, prometheus::Error>(family)
         };
-        let check_duration = HistogramVec::new(
-            HistogramOpts::new(
-                "rolegate_check_duration_seconds",
-                "How long checks took until they ended, also failed ones.",
-            )
-            .buckets(CHECK_BUCKETS.to_vec()),
-            &["pool", "backend"],
-        )?;
-        registry.register(Box::new(check_duration.clone()))?;
+        let seconds = |name, help| {
+            let family = CounterVec::new(Opts::new(name, help), &["pool"])?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let histogram = |name, help, buckets: &[f64], labels: &[&str]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let family = HistogramVec::new(opts, labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
         gauge("rolegate_build_info", "1; the version runs.", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
@@ -153,10 +177,49 @@ impl Metrics {
             )?,
             pool_verdict: gauge(
                 "rolegate_pool_verdict",
-                "1 for what clients of the pool get now: serve, or why they are refused.",
-                &["pool", "verdict"],
+                "1 for what clients of the pool get now (serve, hold, refuse) and the rule that decided.",
+                &["pool", "verdict", "reason"],
             )?,
-            check_duration,
+            conflict_seconds: seconds(
+                "rolegate_pool_conflict_seconds_total",
+                "Seconds in which more than one backend said that it is the master.",
+            )?,
+            without_master_seconds: seconds(
+                "rolegate_pool_without_master_seconds_total",
+                "Seconds in which no backend was served, also those before the first.",
+            )?,
+            failover_duration: histogram(
+                "rolegate_pool_failover_duration_seconds",
+                "From the old master's last passed check while it was served to the moment another one was.",
+                &FAILOVER_BUCKETS,
+                &["pool"],
+            )?,
+            lineage_refusals: counter(
+                "rolegate_pool_lineage_refusals_total",
+                "Times that a backend came to say role:master whose lineage goes on elsewhere.",
+                &["pool"],
+            )?,
+            hints: counter(
+                "rolegate_pool_hints_total",
+                "Hints that made the whole pool be checked at once.",
+                &["pool", "hint"],
+            )?,
+            sentinel_agree: gauge(
+                "rolegate_pool_sentinel_agree",
+                "Sentinels that name the served backend.",
+                &["pool"],
+            )?,
+            sentinel_up: gauge(
+                "rolegate_sentinel_up",
+                "1 if the Sentinel answers.",
+                &["pool", "sentinel"],
+            )?,
+            check_duration: histogram(
+                "rolegate_check_duration_seconds",
+                "How long checks took until they ended, also failed ones.",
+                &CHECK_BUCKETS,
+                &["pool", "backend"],
+            )?,
             check_failures: counter(
                 "rolegate_check_failures_total",
                 "Checks that failed, by reason.",
@@ -188,6 +251,21 @@ impl Metrics {
                 "Clients that could not be accepted: descriptors or memory ran out.",
                 &["listener"],
             )?,
+            held: gauge(
+                "rolegate_listener_held",
+                "Clients that wait for a backend to be served.",
+                &["listener"],
+            )?,
+            held_total: counter(
+                "rolegate_listener_held_total",
+                "Clients that ever waited for one, or would have in a dry run.",
+                &["listener"],
+            )?,
+            hold_timeouts: counter(
+                "rolegate_listener_hold_timeouts_total",
+                "Clients that waited in vain.",
+                &["listener"],
+            )?,
             registry,
         })
     }
@@ -201,12 +279,28 @@ impl Metrics {
 
     /// The handles of one pool.
     pub fn pool(&self, pool: &str) -> PoolMetrics {
-        let verdicts = VerdictKind::ALL
-            .map(|verdict| self.pool_verdict.with_label_values(&[pool, verdict.as_str()]));
+        let labels = [pool];
         PoolMetrics {
-            changes: self.pool_master_changes.with_label_values(&[pool]),
-            conflict: self.pool_conflict.with_label_values(&[pool]),
-            verdicts,
+            changes: self.pool_master_changes.with_label_values(&labels),
+            conflict: self.pool_conflict.with_label_values(&labels),
+            verdicts: Rule::ALL.map(|rule| {
+                let labels = [pool, rule.kind().as_str(), rule.as_str()];
+                self.pool_verdict.with_label_values(&labels)
+            }),
+            conflict_seconds: self.conflict_seconds.with_label_values(&labels),
+            without_master_seconds: self.without_master_seconds.with_label_values(&labels),
+            failover_duration: self.failover_duration.with_label_values(&labels),
+            lineage_refusals: self.lineage_refusals.with_label_values(&labels),
+            hints: Hint::ALL.map(|hint| self.hints.with_label_values(&[pool, hint.as_str()])),
+        }
+    }
+
+    /// The handles of one pool's Sentinels, by their addresses in the config.
+    pub fn sentinels(&self, pool: &str, addresses: &[String]) -> SentinelMetrics {
+        let up = |address: &String| self.sentinel_up.with_label_values(&[pool, address]);
+        SentinelMetrics {
+            agree: self.sentinel_agree.with_label_values(&[pool]),
+            up: addresses.iter().map(up).collect(),
         }
     }
 
@@ -240,6 +334,9 @@ impl Metrics {
             closed: CloseReason::ALL
                 .map(|reason| self.closed.with_label_values(&[listener, reason.as_str()])),
             accept_errors: self.accept_errors.with_label_values(&[listener]),
+            held: self.held.with_label_values(&[listener]),
+            held_total: self.held_total.with_label_values(&[listener]),
+            hold_timeouts: self.hold_timeouts.with_label_values(&[listener]),
         }
     }
 }
@@ -249,15 +346,23 @@ impl Metrics {
 pub struct PoolMetrics {
     /// Master changes.
     pub changes: IntCounter,
+    /// Time with several masters.
+    pub conflict_seconds: Counter,
+    /// Time without a served backend.
+    pub without_master_seconds: Counter,
+    /// Refuted masters.
+    pub lineage_refusals: IntCounter,
     conflict: IntGauge,
-    verdicts: [IntGauge; VerdictKind::ALL.len()],
+    verdicts: [IntGauge; Rule::ALL.len()],
+    failover_duration: Histogram,
+    hints: [IntCounter; Hint::ALL.len()],
 }
 
 impl PoolMetrics {
     /// Shows what clients get.
-    pub fn set_verdict(&self, verdict: VerdictKind) {
-        for (each, gauge) in VerdictKind::ALL.iter().zip(&self.verdicts) {
-            gauge.set((*each == verdict).into());
+    pub fn set_verdict(&self, rule: Rule) {
+        for (each, gauge) in Rule::ALL.iter().zip(&self.verdicts) {
+            gauge.set((*each == rule).into());
         }
     }
 
@@ -265,6 +370,25 @@ impl PoolMetrics {
     pub fn set_conflict(&self, conflict: bool) {
         self.conflict.set(conflict.into());
     }
+
+    /// Counts a change of master.
+    pub fn failover_took(&self, took: Duration) {
+        self.failover_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts a hint.
+    pub fn hinted(&self, hint: Hint) {
+        self.hints[hint as usize].inc();
+    }
+}
+
+/// See [`Metrics::sentinels`].
+#[derive(Debug)]
+pub struct SentinelMetrics {
+    /// Sentinels that name the served backend.
+    pub agree: IntGauge,
+    /// By place: whether it answers.
+    pub up: Vec<IntGauge>,
 }
 
 /// See [`Metrics::backend`].
@@ -319,6 +443,12 @@ pub struct ListenerMetrics {
     pub bytes_out: IntCounter,
     /// Clients lost for want of descriptors or memory.
     pub accept_errors: IntCounter,
+    /// Clients that wait.
+    pub held: IntGauge,
+    /// Clients that ever waited.
+    pub held_total: IntCounter,
+    /// Clients that waited in vain.
+    pub hold_timeouts: IntCounter,
     closed: [IntCounter; CloseReason::ALL.len()],
 }
 

@@ -20,10 +20,12 @@ use crate::config::Bind;
 /// Clients that wait for accept; the system's `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
 
-/// A peer that vanished is noticed after 60 s + 3 x 10 s of silence.
+/// A peer that vanished is noticed after 60 s + 3 x 10 s of silence, and after as much if it
+/// acknowledges nothing.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
+const VANISHED: Duration = Duration::from_secs(90);
 
 /// How long to wait for descriptors or memory to come back; less than a second.
 pub const RESOURCES_PAUSE: Duration = Duration::from_millis(100);
@@ -65,6 +67,7 @@ pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 
 fn tune(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(VANISHED))?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE_IDLE)
@@ -79,7 +82,7 @@ pub fn set_user_timeout(stream: &TcpStream, timeout: Duration) -> io::Result<()>
 }
 
 /// Closes with RST, so that the peer's next use fails at once instead of vanishing.
-pub fn reset(stream: TcpStream) {
+pub fn reset(stream: impl AsFd) {
     // Without the option the close is a FIN: less prompt, still a close.
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     drop(stream);

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::{ListenerStatus, State};
-use crate::topology::{self, Answer, BackendStatus, Published, Verdict};
+use crate::topology::{self, Answer, BackendStatus, Published};
 
 /// A JSON object whose entries keep the order of the config.
 struct Named<K, V>(Vec<(K, V)>);
@@ -37,13 +37,31 @@ struct Listener<'a> {
 
 #[derive(Serialize)]
 struct Pool {
-    /// `serve` or `refuse`.
+    /// `serve`, `hold` or `refuse`.
     verdict: &'static str,
     master: Option<String>,
+    rule: &'static str,
     reason: String,
+    advice: Option<&'static str>,
+    /// The rule and its sentence by which the master was chosen, at the time that `age_seconds` tells.
+    chosen: Option<Chosen>,
     age_seconds: f64,
     epoch: u64,
     backends: Named<String, Backend>,
+    sentinel_view: Option<String>,
+    sentinels: Named<String, Sentinel>,
+}
+
+#[derive(Serialize)]
+struct Chosen {
+    rule: &'static str,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct Sentinel {
+    up: bool,
+    says: String,
 }
 
 #[derive(Serialize)]
@@ -51,6 +69,7 @@ struct Backend {
     address: String,
     state: &'static str,
     role: Option<&'static str>,
+    evidence: String,
     resolved: Option<SocketAddr>,
     run_id: Option<String>,
     replid: Option<String>,
@@ -104,19 +123,33 @@ impl<'a> Listener<'a> {
 impl Pool {
     fn new(pool: &Published, now: Instant) -> Self {
         let view = pool.view.borrow();
-        let (verdict, reason) = match &view.verdict {
-            Verdict::Serve(_) => ("serve", "the only proven master".to_owned()),
-            Verdict::Refuse(refusal) => ("refuse", refusal.to_string()),
-        };
-        let backends = pool.backends.borrow();
+        let status = pool.status();
         Self {
-            verdict,
+            verdict: view.verdict.kind().as_str(),
             master: view.verdict.served().map(|served| served.backend.to_string()),
-            reason,
+            rule: status.reason.rule.as_str(),
+            reason: status.reason.words.to_string(),
+            advice: status.reason.rule.advice(),
+            chosen: view.verdict.served().map(|served| Chosen {
+                rule: served.reason.rule.as_str(),
+                reason: served.reason.words.to_string(),
+            }),
             age_seconds: age(view.since, now),
             epoch: view.epoch,
             backends: Named(
-                backends.iter().map(|b| (b.name.to_string(), Backend::new(b, now))).collect(),
+                status
+                    .backends
+                    .iter()
+                    .map(|b| (b.name.to_string(), Backend::new(b, now)))
+                    .collect(),
+            ),
+            sentinel_view: status.sentinel_view.clone(),
+            sentinels: Named(
+                status
+                    .sentinels
+                    .iter()
+                    .map(|s| (s.address.clone(), Sentinel { up: s.up, says: s.says.clone() }))
+                    .collect(),
             ),
         }
     }
@@ -124,16 +157,14 @@ impl Pool {
 
 impl Backend {
     fn new(backend: &BackendStatus, now: Instant) -> Self {
-        let answer = match &backend.state {
-            topology::State::Up(answer) => Some(answer),
-            topology::State::Unchecked | topology::State::Down(_) => None,
-        };
+        let answer = backend.state.answer();
         let text = |field: fn(&Answer) -> &String| answer.map(field).cloned();
         let last = backend.last_check.as_ref();
         Self {
             address: backend.address.clone(),
             state: backend.state.as_str(),
             role: backend.state.role().map(topology::Role::as_str),
+            evidence: backend.evidence.clone(),
             resolved: answer.map(|answer| answer.address),
             run_id: text(|answer| &answer.run_id),
             replid: text(|answer| &answer.replid),

@@ -11,6 +11,9 @@ use super::{
     units::{parse_duration, show_duration},
 };
 
+pub(super) const MS: Duration = Duration::from_millis(1);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+
 /// A name that the user gives is not longer, in bytes.
 const MAX_NAME: usize = 64;
 
@@ -189,6 +192,44 @@ impl Checker {
             show_duration(*range.start()),
             show_duration(*range.end()),
         );
+        self.fault(node.id, message);
+        default
+    }
+
+    pub(super) fn count(
+        &mut self,
+        section: &Section<'_>,
+        key: &str,
+        default: u32,
+        range: RangeInclusive<u32>,
+    ) -> u32 {
+        let Some(node) = section.get(key) else {
+            return default;
+        };
+        let value = match &node.value {
+            Value::Number(text) => text.parse().ok().filter(|n| range.contains(n)),
+            _ => None,
+        };
+        value.unwrap_or_else(|| {
+            let (start, end) = (range.start(), range.end());
+            let message = format!(
+                "{} is not a count: found {}; allowed is a number from {start} to {end}",
+                section.at(key),
+                found(node)
+            );
+            self.fault(node.id, message);
+            default
+        })
+    }
+
+    pub(super) fn flag(&mut self, section: &Section<'_>, key: &str, default: bool) -> bool {
+        let Some(node) = section.get(key) else {
+            return default;
+        };
+        if let Value::Bool(value) = node.value {
+            return value;
+        }
+        let message = format!("{} is not true or false: found {}", section.at(key), found(node));
         self.fault(node.id, message);
         default
     }

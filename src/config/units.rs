@@ -41,7 +41,12 @@ pub struct HostPort {
 impl HostPort {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (host, port) = split(text)?;
-        let port = port.parse().ok().filter(|&port| port != 0)?;
+        Self::new(host, port.parse().ok()?)
+    }
+
+    /// `None` if the host can be no name and no address, or the port is 0.
+    pub fn new(host: &str, port: u16) -> Option<Self> {
+        let port = Some(port).filter(|&port| port != 0)?;
         let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         let is_name = !host.is_empty() && host.len() <= 253 && host.chars().all(named);
         // All digits and dots, yet no address: a slip, not a name.

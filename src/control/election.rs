@@ -1,119 +1,526 @@
-//! Which backend of a pool is the master. Pure: no clock, no I/O.
+//! Which backend of a pool is the true master. Pure: no clock, no I/O; time is an argument.
+//!
+//! Several nodes can say `role:master` at once, for seconds after every failover. Time never tells
+//! which of them is right. What tells is lineage (a promoted node keeps its old master's replid as
+//! its replid2), who follows whom (by replid), which process was served without a break, and what
+//! the Sentinels agree on. Where that does not decide, nothing is served.
 
-use std::sync::Arc;
+mod field;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod vectors;
 
-use crate::topology::{Refusal, Role, State};
+use std::time::Duration;
 
-/// A backend that stands for election.
-#[derive(Clone, Debug)]
-pub struct Candidate<'a> {
-    /// Its name.
-    pub name: &'a Arc<str>,
+use self::field::Field;
+use crate::topology::{Answer, OnUnexplainedHeir, Role, Rule, State};
+
+/// How long an heir that nothing explains may keep the pool without a master.
+pub const DOUBT: Duration = Duration::from_secs(2);
+
+/// How long the Sentinels may take to say whether a failover explains an heir, while the incumbent
+/// goes on. They answer in a millisecond or so.
+const ASKING: Duration = Duration::from_millis(50);
+
+/// How long the pool waits for the replica that a failover has selected. It takes one tick of
+/// Sentinel's timer, about 100 ms.
+const SELECTED: Duration = Duration::from_millis(500);
+
+/// After a failover that promoted nobody, no other one stops the incumbent for so long: one Sentinel
+/// alone says that it has begun.
+const DISTRUST: Duration = Duration::from_secs(60);
+
+/// So many replids of the incumbent are remembered.
+const MAX_REPLIDS: usize = 16;
+
+/// One backend, as its checks prove it.
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'a> {
     /// What its checks prove.
     pub state: &'a State,
+    /// When the last check that has ended began.
+    pub checked: Duration,
 }
 
-/// The outcome: the candidate to serve, by its place, or why there is none.
-pub type Decision = Result<usize, Refusal>;
+/// What is remembered of the backend that was served last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Its place in the pool.
+    pub place: usize,
+    /// Its process.
+    pub run_id: String,
+    /// Every replid that it showed while it was served, the latest last: a replid changes without
+    /// a failover when the first replica attaches.
+    pub replids: Vec<String>,
+    /// The replid2s that it showed: the masters from which it descends.
+    pub ancestors: Vec<String>,
+    /// The Sentinels' config-epoch at that time, if they were heard.
+    pub epoch: Option<u64>,
+}
 
-/// Decides. Exactly one proven master is served; none or several are refused, because a wrong
-/// guess loses data. Nothing is served before every backend's first check has ended, since the one
-/// that is still out may be the second master.
-pub fn decide(candidates: &[Candidate<'_>]) -> Decision {
-    let masters: Vec<_> = masters(candidates).collect();
-    match masters[..] {
-        _ if candidates.iter().any(|c| *c.state == State::Unchecked) => Err(Refusal::Starting),
-        [] => Err(Refusal::NoMaster),
-        [only] => Ok(only),
-        [first, ..] => {
-            let one = run_id(&candidates[first]);
-            let same = |place: &usize| run_id(&candidates[*place]) == one;
-            Err(Refusal::Conflict {
-                one_process: one.is_some() && masters.iter().all(same),
-                names: masters.iter().map(|place| candidates[*place].name.clone()).collect(),
-            })
+/// What the Sentinels agree on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SentinelView {
+    /// Some Sentinel's first question has not ended yet.
+    pub starting: bool,
+    /// The backend that a quorum names, and the config-epoch with which it does.
+    pub named: Option<(usize, u64)>,
+    /// A failover is under way, and it promotes this backend as far as is known.
+    pub failover: Option<Option<usize>>,
+    /// Every Sentinel has answered a question that was asked then or later, or it does not run.
+    pub complete_from: Option<Duration>,
+}
+
+/// The outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The place of the backend to serve. Only rules that serve have one.
+    pub serve: Option<usize>,
+    /// The rule that decided.
+    pub rule: Rule,
+    /// The other backends that the rule speaks of.
+    pub about: Vec<usize>,
+    /// Masters that are not, by their lineage.
+    pub refuted: Vec<usize>,
+    /// The Sentinels should be asked now.
+    pub ask: bool,
+    /// When to decide again, should nothing change before.
+    pub wake: Option<Duration>,
+}
+
+/// Decides for one pool, and remembers what that takes.
+#[derive(Debug)]
+pub struct Election {
+    policy: OnUnexplainedHeir,
+    memory: Option<Memory>,
+    /// The incumbent has passed every check since it was served, as the same process and a master.
+    unbroken: bool,
+    /// When the broken incumbent was first seen again.
+    returned: Option<Duration>,
+    contest: Option<Contest>,
+    selected: Option<Selected>,
+    distrust_until: Duration,
+}
+
+/// Heirs that claim the role of a master that lives.
+#[derive(Debug, PartialEq, Eq)]
+struct Contest {
+    parent: usize,
+    /// Their places and replids.
+    heirs: Vec<(usize, String)>,
+    since: Duration,
+    seen: Duration,
+}
+
+/// A failover has selected a replica, which is not promoted yet.
+#[derive(Debug)]
+struct Selected {
+    heir: usize,
+    since: Duration,
+    believed: bool,
+}
+
+impl Decision {
+    /// What holds before anything is known.
+    pub fn starting() -> Self {
+        Self::not(Rule::Starting, Vec::new())
+    }
+
+    fn new(rule: Rule, serve: Option<usize>, about: Vec<usize>) -> Self {
+        Self { serve, rule, about, refuted: Vec::new(), ask: false, wake: None }
+    }
+
+    fn serve(place: usize, rule: Rule) -> Self {
+        Self::new(rule, Some(place), Vec::new())
+    }
+
+    fn not(rule: Rule, about: Vec<usize>) -> Self {
+        Self::new(rule, None, about)
+    }
+
+    fn about(self, about: Vec<usize>) -> Self {
+        Self { about, ..self }
+    }
+
+    fn until(self, wake: Duration) -> Self {
+        Self { wake: Some(wake), ..self }
+    }
+}
+
+impl Election {
+    /// Starts with what is remembered of an earlier run, if anything.
+    pub fn new(policy: OnUnexplainedHeir, memory: Option<Memory>) -> Self {
+        Self {
+            policy,
+            memory,
+            unbroken: false,
+            returned: None,
+            contest: None,
+            selected: None,
+            distrust_until: Duration::ZERO,
         }
     }
-}
 
-/// The places of those that have proven to be a master.
-pub fn masters(candidates: &[Candidate<'_>]) -> impl Iterator<Item = usize> {
-    candidates
-        .iter()
-        .enumerate()
-        .filter(|(_, candidate)| candidate.state.role() == Some(Role::Master))
-        .map(|(place, _)| place)
-}
-
-fn run_id<'a>(candidate: &Candidate<'a>) -> Option<&'a str> {
-    match candidate.state {
-        State::Up(answer) => Some(&answer.run_id).filter(|id| !id.is_empty()).map(String::as_str),
-        State::Unchecked | State::Down(_) => None,
+    /// What is remembered.
+    pub fn memory(&self) -> Option<&Memory> {
+        self.memory.as_ref()
     }
-}
 
-#[cfg(test)]
-pub(super) mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::topology::{Answer, Failure};
-
-    pub(in crate::control) fn answer(role: Role) -> Answer {
-        Answer {
-            address: ([127, 0, 0, 1], 6379).into(),
-            role,
-            run_id: "r1".into(),
-            replid: "a".into(),
-            replid2: None,
-            offset: Some(0),
-            link_up: (role == Role::Replica).then_some(true),
+    /// Decides, `now` being any time that never goes backwards. `view` is `None` in a pool without
+    /// Sentinels.
+    pub fn decide(
+        &mut self,
+        now: Duration,
+        members: &[Member<'_>],
+        view: Option<&SentinelView>,
+    ) -> Decision {
+        self.follow_incumbent(now, members);
+        let field = Field::new(members, self.memory.clone());
+        let mut decision = self.judge(now, &field, view);
+        let refuted = |place: &usize| Some(*place) != decision.serve && field.is_refuted(*place);
+        decision.refuted = field.masters().iter().copied().filter(refuted).collect();
+        self.contest.take_if(|contest| contest.seen < now);
+        match (decision.serve, decision.serve.and_then(|place| members[place].state.answer())) {
+            (Some(place), Some(answer)) => self.adopt(place, answer, view),
+            _ => self.learn_epoch(view),
         }
+        decision
     }
 
-    fn state(kind: u8) -> State {
-        match kind {
-            0 => State::Unchecked,
-            1 => State::Down(Failure::Loading),
-            2 => State::Up(answer(Role::Replica)),
-            _ => State::Up(answer(Role::Master)),
-        }
-    }
-
-    fn decide_states(states: &[State]) -> Decision {
-        let names: Vec<Arc<str>> = (0..states.len()).map(|i| format!("r{i}").into()).collect();
-        let candidates: Vec<_> =
-            names.iter().zip(states).map(|(name, state)| Candidate { name, state }).collect();
-        decide(&candidates)
-    }
-
-    #[test]
-    fn one_master_is_served_and_none_or_two_are_refused() {
-        let [down, replica, master] = [1, 2, 3].map(state);
-        assert_eq!(decide_states(&[down.clone(), master.clone(), replica.clone()]), Ok(1));
-        assert_eq!(decide_states(&[down, replica]), Err(Refusal::NoMaster));
-        assert_eq!(
-            decide_states(&[master.clone(), master]),
-            Err(Refusal::Conflict { names: vec!["r0".into(), "r1".into()], one_process: true })
-        );
-    }
-
-    #[test]
-    fn nothing_is_served_before_every_first_check_has_ended() {
-        assert_eq!(decide_states(&[state(3), state(0)]), Err(Refusal::Starting));
-    }
-
-    proptest! {
-        #[test]
-        fn only_the_one_proven_master_is_ever_served(kinds in prop::collection::vec(0u8..4, 1..6)) {
-            let states: Vec<_> = kinds.iter().copied().map(state).collect();
-            let masters = kinds.iter().filter(|kind| **kind == 3).count();
-            match decide_states(&states) {
-                Ok(place) => prop_assert!(kinds[place] == 3 && masters == 1),
-                Err(Refusal::Conflict { names, .. }) => prop_assert_eq!(names.len(), masters),
-                Err(Refusal::NoMaster) => prop_assert_eq!(masters, 0),
-                Err(Refusal::Starting) => prop_assert!(kinds.contains(&0)),
+    /// Notices when the incumbent's row of passed checks breaks, and which replids it shows.
+    fn follow_incumbent(&mut self, now: Duration, members: &[Member<'_>]) {
+        let Some(memory) = &mut self.memory else {
+            return;
+        };
+        match members[memory.place].state.answer().filter(|answer| answer.role == Role::Master) {
+            Some(answer) if self.unbroken && answer.is_process(&memory.run_id) => {
+                memory.remember(answer);
+            }
+            Some(_) => {
+                self.unbroken = false;
+                self.returned.get_or_insert(now);
+            }
+            None => {
+                self.unbroken = false;
+                self.returned = None;
             }
         }
+    }
+
+    fn adopt(&mut self, place: usize, answer: &Answer, view: Option<&SentinelView>) {
+        let same = self.memory.as_ref().is_some_and(|memory| {
+            memory.place == place && answer.is_process(&memory.run_id) && memory.knows(answer)
+        });
+        if !same {
+            self.memory = Some(Memory {
+                place,
+                run_id: answer.run_id.clone(),
+                replids: Vec::new(),
+                ancestors: Vec::new(),
+                epoch: self.memory.as_ref().and_then(|memory| memory.epoch),
+            });
+        }
+        if let Some(memory) = &mut self.memory {
+            memory.remember(answer);
+        }
+        self.unbroken = true;
+        self.returned = None;
+        self.learn_epoch(view);
+    }
+
+    /// What the Sentinels said before the incumbent was served, or when they first were heard,
+    /// says nothing against it; and what names the incumbent confirms it.
+    fn learn_epoch(&mut self, view: Option<&SentinelView>) {
+        if let (Some(memory), Some((place, epoch))) =
+            (&mut self.memory, view.and_then(|view| view.named))
+            && (place == memory.place || memory.epoch.is_none())
+        {
+            memory.epoch = memory.epoch.max(Some(epoch));
+        }
+    }
+
+    fn judge(&mut self, now: Duration, field: &Field<'_>, view: Option<&SentinelView>) -> Decision {
+        if field.is_starting() || !self.unbroken && view.is_some_and(|view| view.starting) {
+            return Decision::starting();
+        }
+        if field.masters().is_empty() {
+            return Decision::not(Rule::NoMaster, Vec::new());
+        }
+        if let Some(same) = field.same_process() {
+            return Decision::not(Rule::SameProcess, same);
+        }
+        match self.memory.as_ref().map(|memory| memory.place) {
+            Some(place) if self.unbroken && field.masters().contains(&place) => {
+                self.judge_unbroken(now, field, view, place)
+            }
+            _ => self.judge_broken(now, field, view),
+        }
+    }
+
+    /// The incumbent has been the master all along: only its heir, or the Sentinels, replace it.
+    fn judge_unbroken(
+        &mut self,
+        now: Duration,
+        field: &Field<'_>,
+        view: Option<&SentinelView>,
+        incumbent: usize,
+    ) -> Decision {
+        let heirs = field.heirs_of(incumbent);
+        let newer = self.newer(view).filter(|named| *named != incumbent);
+        if let Some(named) = newer {
+            // The very master that the incumbent came after is not newer than it.
+            let stale = field.descends(incumbent, named) || !field.heirs_of(named).is_empty();
+            if field.masters().contains(&named) && !stale {
+                return Decision::serve(named, Rule::Sentinel);
+            }
+        }
+        if !heirs.is_empty() {
+            return self.contest(now, field, view, incumbent, heirs);
+        }
+        if let Some(named) = newer.filter(|named| field.is_down(*named)) {
+            return Decision::not(Rule::SentinelElsewhere, vec![named]);
+        }
+        let cleared = view.is_some_and(|view| {
+            view.named.is_some_and(|(place, _)| place == incumbent) && view.failover.is_none()
+        });
+        let others = [field.followers_of_lost_heir(incumbent), field.followed_strangers(incumbent)];
+        if let Some(about) = others.into_iter().find(|about| !about.is_empty())
+            && !cleared
+        {
+            return Decision::not(Rule::Superseded, about);
+        }
+        if let Some(decision) = self.wait_for_selected(now, view, incumbent) {
+            return decision;
+        }
+        Decision::serve(incumbent, Rule::Incumbent)
+    }
+
+    /// From the moment a failover has selected a replica, what the incumbent acknowledges may be
+    /// lost.
+    fn wait_for_selected(
+        &mut self,
+        now: Duration,
+        view: Option<&SentinelView>,
+        incumbent: usize,
+    ) -> Option<Decision> {
+        let heir = view.and_then(|view| view.failover.flatten()).filter(|heir| *heir != incumbent);
+        let Some(heir) = heir else {
+            self.selected = None;
+            return None;
+        };
+        let distrust_until = &mut self.distrust_until;
+        let selected = match &mut self.selected {
+            Some(selected) if selected.heir == heir => selected,
+            slot => slot.insert(Selected { heir, since: now, believed: now >= *distrust_until }),
+        };
+        let end = selected.since + SELECTED;
+        if selected.believed && now >= end {
+            selected.believed = false;
+            *distrust_until = now + DISTRUST;
+        }
+        selected.believed.then(|| Decision::not(Rule::FailoverBegun, vec![heir]).until(end))
+    }
+
+    /// Heirs claim the role of a master that lives.
+    fn contest(
+        &mut self,
+        now: Duration,
+        field: &Field<'_>,
+        view: Option<&SentinelView>,
+        parent: usize,
+        heirs: Vec<usize>,
+    ) -> Decision {
+        let claims: Vec<_> =
+            heirs.iter().map(|heir| (*heir, field.replid(*heir).to_owned())).collect();
+        let since = match &self.contest {
+            Some(contest) if contest.parent == parent && contest.heirs == claims => contest.since,
+            _ => now,
+        };
+        self.contest = Some(Contest { parent, heirs: claims, since, seen: now });
+
+        let promoted = view.and_then(|view| view.failover.flatten());
+        if let Some(heir) = promoted.filter(|heir| heirs.contains(heir)) {
+            return Decision::serve(heir, Rule::Failover).about(vec![parent]);
+        }
+        if let Some(heir) = self.newer(view).filter(|heir| heirs.contains(heir)) {
+            return Decision::serve(heir, Rule::Sentinel);
+        }
+        // A successor that is out of sight counts more than these.
+        let is_elsewhere = |named: &usize| *named != parent && field.is_down(*named);
+        if let Some(named) = self.newer(view).filter(is_elsewhere) {
+            return Decision::not(Rule::SentinelElsewhere, vec![named]);
+        }
+        let kept = |heirs| Decision::serve(parent, Rule::Kept).about(heirs);
+        let parent_followed = field.followers(parent) > 0;
+        let followed: Vec<_> =
+            heirs.iter().copied().filter(|heir| field.followers(*heir) > 0).collect();
+        if let Some(view) = view.filter(|_| parent_followed || followed.is_empty()) {
+            let names_parent = view.named.is_some_and(|(place, _)| place == parent);
+            let quiet = names_parent && view.failover.is_none();
+            if quiet && view.complete_from.is_some_and(|from| from >= since) {
+                return kept(heirs);
+            }
+            let heard = view.complete_from.is_some_and(|from| from + DOUBT >= since);
+            if quiet && heard && self.unbroken && now < since + ASKING {
+                return Decision { ask: true, ..kept(heirs).until(since + ASKING) };
+            }
+        }
+        let lost = field.followers_of_lost_heir(parent);
+        if !lost.is_empty() {
+            return Decision::not(Rule::Superseded, lost);
+        }
+        match (parent_followed, &followed[..], &heirs[..]) {
+            (false, [heir], _) | (false, [], [heir]) => {
+                Decision::serve(*heir, Rule::Heir).about(vec![parent])
+            }
+            (false, [], _) => Decision::not(Rule::Conflict, heirs),
+            (true, [], _) => match (self.policy, &heirs[..]) {
+                (OnUnexplainedHeir::Follow, [heir]) => {
+                    Decision::serve(*heir, Rule::Heir).about(vec![parent])
+                }
+                (OnUnexplainedHeir::Keep, _) => kept(heirs),
+                _ if now >= since + DOUBT => kept(heirs),
+                _ => Decision {
+                    ask: true,
+                    ..Decision::not(Rule::UnexplainedHeir, heirs).until(since + DOUBT)
+                },
+            },
+            _ => {
+                let mut about = vec![parent];
+                about.extend(followed);
+                Decision::not(Rule::BothFollowed, about)
+            }
+        }
+    }
+
+    /// There is no incumbent whose checks never broke.
+    fn judge_broken(
+        &mut self,
+        now: Duration,
+        field: &Field<'_>,
+        view: Option<&SentinelView>,
+    ) -> Decision {
+        // Between the incumbent and the master before it, all has been decided.
+        let contested = field.masters().iter().copied().find(|parent| {
+            field.followers(*parent) > 0
+                && !field.heirs_of(*parent).is_empty()
+                && !field.is_outlived(*parent)
+        });
+        if let Some(parent) = contested {
+            return self.contest(now, field, view, parent, field.heirs_of(parent));
+        }
+        let left: Vec<_> =
+            field.masters().iter().copied().filter(|place| !field.is_refuted(*place)).collect();
+        // A failover to the one that is named already is as good as over.
+        let settled = view.is_some_and(|view| {
+            let named = view.named.map(|(named, _)| named);
+            view.failover.is_none_or(|heir| heir.is_some() && heir == named)
+                && view.complete_from.is_some()
+        });
+        let named = match (&self.memory, view.and_then(|view| view.named)) {
+            (Some(_), _) if self.newer(view).is_some() => self.newer(view),
+            (_, Some((place, _))) if settled => Some(place),
+            _ => None,
+        };
+        let heirs: Vec<_> = left.iter().copied().filter(|place| field.is_heir(*place)).collect();
+        let named = named.filter(|named| left.contains(named));
+        match (&left[..], &heirs[..], named) {
+            ([], ..) => Decision::not(Rule::Superseded, field.masters().to_vec()),
+            (_, _, Some(named)) if self.newer(view) == Some(named) => {
+                Decision::serve(named, Rule::Sentinel)
+            }
+            (_, [heir], _) => Decision::serve(*heir, Rule::Heir),
+            (_, _, Some(named)) => Decision::serve(named, Rule::Sentinel),
+            ([only], ..) => self.judge_only(field, *only, view),
+            _ => match field.only_followed(&left) {
+                Some(place) if self.memory.is_none() || field.is_followed_by_half(place) => {
+                    Decision::serve(place, Rule::Followers)
+                }
+                _ => Decision::not(Rule::Conflict, left),
+            },
+        }
+    }
+
+    /// One master is left, and it is no heir.
+    fn judge_only(&self, field: &Field<'_>, only: usize, view: Option<&SentinelView>) -> Decision {
+        let is_elsewhere = |named: &usize| *named != only && field.is_down(*named);
+        let elsewhere = self.newer_or_cold(view).filter(is_elsewhere);
+        let Some(memory) = &self.memory else {
+            let foreign = field.foreign_replicas(only);
+            return match elsewhere {
+                Some(named) => Decision::not(Rule::SentinelElsewhere, vec![named]),
+                None if !field.is_majority_visible() => Decision::not(Rule::Minority, field.down()),
+                None if !foreign.is_empty() => Decision::not(Rule::Superseded, foreign),
+                None => Decision::serve(only, Rule::OnlyMaster),
+            };
+        };
+        // Replicas also follow an old master that restarts before they are told of the new one.
+        let still_named = view.and_then(|view| view.named).filter(|(named, epoch)| {
+            *named == memory.place && Some(*epoch) >= memory.epoch && is_elsewhere(named)
+        });
+        if let Some((named, _)) = still_named {
+            return Decision::not(Rule::SentinelElsewhere, vec![named]);
+        }
+        // After a partition the backends come back one by one: a successor may be the next.
+        let unseen = field.not_checked_since(self.returned.unwrap_or_default());
+        let is_back = only == memory.place && field.is_incumbent_process();
+        if is_back && unseen.is_empty() && elsewhere.is_none() {
+            return Decision::serve(only, Rule::Returned);
+        }
+        if field.follows(memory.place, only) || field.is_followed_by_half(only) {
+            return Decision::serve(only, Rule::Followers);
+        }
+        if only != memory.place {
+            return Decision::not(Rule::LineageGap, vec![only, memory.place]);
+        }
+        if let Some(named) = elsewhere {
+            return Decision::not(Rule::SentinelElsewhere, vec![named]);
+        }
+        if is_back {
+            return Decision::not(Rule::Returning, unseen);
+        }
+        if field.others_are_its_replicas(only) {
+            return Decision::serve(only, Rule::Restarted);
+        }
+        Decision::not(Rule::Gone, field.down())
+    }
+
+    /// The backend that a quorum names with a config-epoch above that of the incumbent: what the
+    /// Sentinels say lags behind a promotion for about a second.
+    fn newer(&self, view: Option<&SentinelView>) -> Option<usize> {
+        let (place, epoch) = view?.named?;
+        let known = self.memory.as_ref()?.epoch?;
+        (epoch > known).then_some(place)
+    }
+
+    fn newer_or_cold(&self, view: Option<&SentinelView>) -> Option<usize> {
+        match self.memory {
+            Some(_) => self.newer(view),
+            None => view?.named.map(|(place, _)| place),
+        }
+    }
+}
+
+impl Memory {
+    fn remember(&mut self, answer: &Answer) {
+        let keep = |list: &mut Vec<String>, id: &String| {
+            if list.last() != Some(id) {
+                list.retain(|known| known != id);
+                list.push(id.clone());
+                let surplus = list.len().saturating_sub(MAX_REPLIDS);
+                list.drain(..surplus);
+            }
+        };
+        keep(&mut self.replids, &answer.replid);
+        if let Some(id) = &answer.replid2 {
+            keep(&mut self.ancestors, id);
+        }
+    }
+
+    /// Whether the answer shows a replid of the incumbent, or that it goes on from one.
+    fn knows(&self, answer: &Answer) -> bool {
+        self.replids.contains(&answer.replid)
+            || answer.replid2.as_ref().is_some_and(|id| self.replids.contains(id))
     }
 }

@@ -16,6 +16,18 @@ pub enum Observation {
     Failed(Failure),
 }
 
+impl Observation {
+    /// What went wrong, if anything did.
+    pub fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Passed(_) => None,
+            Self::StillBusy => Some(Failure::Busy),
+            Self::Silent => Some(Failure::Timeout),
+            Self::Failed(failure) => Some(*failure),
+        }
+    }
+}
+
 /// One backend's state and what changes it.
 #[derive(Clone, Debug)]
 pub struct Health {
@@ -65,7 +77,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{control::election::tests::answer, topology::Role};
+    use crate::topology::Role;
+
+    fn answer(role: Role) -> Answer {
+        Answer {
+            address: ([127, 0, 0, 1], 6379).into(),
+            role,
+            run_id: "r1".into(),
+            replid: "a".into(),
+            replid2: None,
+            offset: Some(0),
+            link_up: (role == Role::Replica).then_some(true),
+        }
+    }
 
     fn up() -> Health {
         let mut health = Health::new(3);

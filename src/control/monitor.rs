@@ -1,112 +1,244 @@
 //! One task a pool: the only writer of the pool's state. Takes reports in, decides, publishes the
 //! View and revokes leases.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::Instant,
+    time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
 
 use super::{
-    election::{self, Candidate, Decision},
-    health::{Health, Observation},
+    council::Council,
+    election::{self, Decision, Election, SentinelView},
+    evidence,
+    health::Observation,
+    member::Member,
+    memory::{Saver, Store},
+    pace::Pace,
     probe::{Probe, Report},
+    sentinel::{News, Sentinels},
 };
 use crate::{
-    config,
-    metrics::{BackendMetrics, Metrics, PoolMetrics},
+    config::{self, Check, HostPort},
+    metrics::{Metrics, PoolMetrics, SentinelMetrics},
     topology::{
-        Answer, BackendStatus, Failure, LastCheck, Lease, Published, Refusal, Role, Served, State,
-        Verdict, VerdictKind, View,
+        Answer, BackendStatus, Hint, Hints, LastCheck, Lease, PoolStatus, Published, Reason, Role,
+        Rule, SentinelStatus, Served, State, Verdict, VerdictKind, View,
     },
 };
 
 /// Reports that wait at the most; a probe waits when there are more.
 const REPORTS: usize = 64;
 
-/// Checks passed in a row that end a failure for the log.
-const STEADY: u32 = 10;
+/// How long a hint counts as a doubt.
+const HINT: Duration = Duration::from_secs(1);
 
 /// Watches one pool.
 pub struct Monitor {
     pool: Arc<str>,
+    names: Vec<Arc<str>>,
     members: Vec<Member>,
-    probes: Vec<Probe>,
+    paces: Vec<Arc<Pace>>,
+    check: Check,
+    hints: Hints,
     reports: mpsc::Receiver<Report>,
+    election: Election,
+    last: Decision,
+    sentinel: Option<Sentinel>,
+    saver: Option<Saver>,
     metrics: PoolMetrics,
+    /// The zero of the election's time.
+    started: Instant,
+    /// Until when the seconds are counted.
+    counted: Instant,
+    /// When something changed last.
+    news: Instant,
+    hinted: Option<Instant>,
+    fast: bool,
+    /// Several say that they are the master.
+    conflict: bool,
     /// The answer of the process that is served, or was served last, from when that began.
     served: Option<Answer>,
+    /// The last passed check of the served backend.
+    passed: Option<Instant>,
     view: watch::Sender<Arc<View>>,
-    status: watch::Sender<Vec<BackendStatus>>,
+    status: Arc<Mutex<PoolStatus>>,
+    probes: Vec<Probe>,
 }
 
-/// One backend and all that is known of it.
-struct Member {
-    name: Arc<str>,
-    health: Health,
-    metrics: BackendMetrics,
-    /// What the last failed check found, until checks pass steadily.
-    failing: Option<Failure>,
-    /// Checks passed in a row.
-    passes: u32,
+/// What a pool with Sentinels knows of them.
+struct Sentinel {
+    council: Council,
+    /// What they agree on.
+    view: SentinelView,
+    sentinels: Sentinels,
+    news: mpsc::Receiver<News>,
+    metrics: SentinelMetrics,
+    /// Backends by the addresses that Sentinels may name: those of the config.
+    known: Vec<(usize, HostPort)>,
+    /// The addresses that the backends' names resolved to.
+    resolved: Vec<Option<SocketAddr>>,
+}
+
+impl Sentinel {
+    fn place_of(&self, address: &HostPort) -> Option<usize> {
+        place_of(&self.known, &self.resolved, address)
+    }
+}
+
+fn place_of(
+    known: &[(usize, HostPort)],
+    resolved: &[Option<SocketAddr>],
+    address: &HostPort,
+) -> Option<usize> {
+    if let Some((place, _)) = known.iter().find(|(_, known)| known == address) {
+        return Some(*place);
+    }
+    let ip: IpAddr = address.host.parse().ok()?;
+    resolved.iter().position(|resolved| {
+        resolved.is_some_and(|r| r.ip().to_canonical() == ip && r.port() == address.port)
+    })
 }
 
 impl Monitor {
     /// A monitor that has checked nothing yet and refuses.
-    pub fn new(pool: &config::Pool, metrics: &Metrics) -> (Self, Published) {
+    pub fn new(
+        pool: &config::Pool,
+        state_dir: Option<&Path>,
+        metrics: &Metrics,
+    ) -> (Self, Published) {
         let (report, reports) = mpsc::channel(REPORTS);
-        let verdict = Verdict::Refuse(Refusal::Starting);
-        let (view, view_out) =
-            watch::channel(Arc::new(View { epoch: 0, since: Instant::now(), verdict }));
+        let started = Instant::now();
+        let reason = Reason { rule: Rule::Starting, words: Rule::Starting.words(&[]).into() };
+        let verdict = Verdict::Refuse(reason.clone());
+        let first = View { epoch: 0, since: started, unserved_since: None, verdict };
+        let (view, view_out) = watch::channel(Arc::new(first));
         let backends = pool.backends.iter();
-        let status = backends.clone().map(|backend| BackendStatus {
-            name: backend.name.clone(),
-            address: backend.address.to_string(),
-            state: State::Unchecked,
-            last_check: None,
+        let names: Vec<_> = backends.clone().map(|backend| backend.name.clone()).collect();
+        let hints = Hints::default();
+        let paces: Vec<_> =
+            backends.clone().map(|_| Arc::new(Pace::new(pool.check.fast_interval))).collect();
+        let probes = backends.clone().zip(&paces).enumerate().map(|(place, (backend, pace))| {
+            let (backend, auth, check) = (backend.clone(), pool.auth.clone(), pool.check);
+            Probe::new(place, backend, auth, check, report.clone(), pace.clone(), hints.clone())
         });
-        let (status, status_out) = watch::channel(status.collect());
-        let probes = backends.clone().enumerate().map(|(place, backend)| {
-            Probe::new(place, backend.clone(), pool.auth.clone(), pool.check, report.clone())
+        let members = backends.clone().map(|backend| {
+            let metrics = metrics.backend(&pool.name, &backend.name);
+            Member::new(backend.name.clone(), pool.check.fall, metrics)
         });
-        let members = backends.clone().map(|backend| Member {
-            name: backend.name.clone(),
-            health: Health::new(pool.check.fall),
-            metrics: metrics.backend(&pool.name, &backend.name),
-            failing: None,
-            passes: 0,
+        let sentinel = pool.sentinel.as_ref().map(|sentinel| {
+            let (sentinels, news) = Sentinels::new(&pool.name, sentinel, pool.check.timeout);
+            let addresses: Vec<_> = sentinel.addresses.iter().map(HostPort::to_string).collect();
+            let configured = backends.clone().map(|backend| backend.address.clone()).enumerate();
+            Sentinel {
+                council: Council::new(addresses.len(), sentinel.quorum),
+                view: SentinelView { starting: true, ..SentinelView::default() },
+                sentinels,
+                news,
+                metrics: metrics.sentinels(&pool.name, &addresses),
+                // What is announced goes before what is configured.
+                known: sentinel.announce.iter().cloned().chain(configured).collect(),
+                resolved: vec![None; pool.backends.len()],
+            }
         });
+        let status = PoolStatus {
+            reason,
+            backends: backends
+                .clone()
+                .map(|backend| BackendStatus {
+                    name: backend.name.clone(),
+                    address: backend.address.to_string(),
+                    state: State::Unchecked,
+                    evidence: String::new(),
+                    last_check: None,
+                })
+                .collect(),
+            sentinels: pool.sentinel.iter().flat_map(|s| &s.addresses).map(silent).collect(),
+            sentinel_view: None,
+        };
+        let status = Arc::new(Mutex::new(status));
+        let status_out = status.clone();
+        let store = state_dir.map(|folder| Store::new(folder, pool.name.clone()));
+        let memory = store.as_ref().and_then(|store| store.load(&names));
         let monitor = Self {
             pool: pool.name.clone(),
+            names,
             members: members.collect(),
             probes: probes.collect(),
+            paces,
+            check: pool.check,
+            hints: hints.clone(),
             reports,
+            election: Election::new(pool.on_unexplained_heir, memory),
+            last: Decision::starting(),
+            sentinel,
+            saver: store.map(Saver::new),
             metrics: metrics.pool(&pool.name),
+            started,
+            counted: started,
+            news: started,
+            hinted: None,
+            fast: true,
+            conflict: false,
             served: None,
+            passed: None,
             view,
             status,
         };
-        monitor.metrics.set_verdict(VerdictKind::Starting);
-        (monitor, Published { pool: pool.name.clone(), view: view_out, backends: status_out })
+        monitor.metrics.set_verdict(Rule::Starting);
+        let pool = pool.name.clone();
+        (monitor, Published { pool, view: view_out, status: status_out, hints })
     }
 
-    /// Runs until a probe ends, which none does by itself.
+    /// Runs until one of its tasks ends, which none does by itself.
     pub async fn run(mut self) {
-        let mut probes = JoinSet::new();
+        let mut tasks = JoinSet::new();
         for probe in self.probes.drain(..) {
-            probes.spawn(probe.run());
+            tasks.spawn(probe.run());
+        }
+        if let Some(saver) = &self.saver {
+            tasks.spawn(saver.run());
+        }
+        if let Some(sentinel) = &mut self.sentinel {
+            sentinel.sentinels.spawn(&mut tasks);
         }
         loop {
+            let wake = self.last.wake.map(|wake| self.started + wake);
+            let wake = wake.or_else(|| self.doubt_ends());
+            let wait = async {
+                match wake {
+                    Some(wake) => sleep_until(wake).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let news = async {
+                match &mut self.sentinel {
+                    Some(sentinel) => sentinel.news.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let hints = &self.hints;
             tokio::select! {
                 biased;
                 report = self.reports.recv() => match report {
                     Some(report) => self.take(report),
                     None => return,
                 },
-                _ = probes.join_next() => return,
+                news = news => match news {
+                    Some(news) => self.take_news(news),
+                    None => return,
+                },
+                hints = hints.take() => self.take_hints(&hints),
+                () = wait => self.decide(),
+                _ = tasks.join_next() => return,
             }
         }
     }
@@ -116,51 +248,187 @@ impl Monitor {
         let member = &mut self.members[place];
         if !goes_on {
             member.metrics.check_ended(took);
+            member.checked = (at - took).saturating_duration_since(self.started);
         }
-        let failure = match &observation {
-            Observation::Failed(failure) => Some(*failure),
-            Observation::Silent => Some(Failure::Timeout),
-            Observation::StillBusy => Some(Failure::Busy),
-            Observation::Passed(_) => None,
-        };
-        if let Some(failure) = failure.filter(|_| observation != Observation::StillBusy) {
-            member.metrics.check_failed(failure);
+        if let Observation::Passed(answer) = &observation {
+            if self.view.borrow().verdict.served().is_some_and(|s| s.backend == member.name) {
+                self.passed = Some(at);
+            }
+            if let Some(sentinel) = &mut self.sentinel {
+                sentinel.resolved[place] = Some(answer.address);
+            }
         }
-        let before = member.health.state().clone();
-        member.health.observe(observation);
-        member.log(&self.pool, &before, failure, words.as_deref());
-        let state = member.health.state().clone();
-        if state != before {
-            member.metrics.set_role(state.role());
-        }
-        self.status.send_modify(|backends| {
-            let backend = &mut backends[place];
-            backend.state = state;
+        let failure = observation.failure();
+        let changed = member.observe(&self.pool, observation, words.as_deref());
+        let state = member.state();
+        {
+            let mut status = lock(&self.status);
+            let backend = &mut status.backends[place];
+            backend.state.clone_from(state);
             backend.last_check =
                 Some(LastCheck { at, took, error: failure.map(|failure| (failure, words)) });
-        });
+        }
+        if changed {
+            self.news = at;
+        }
+        if changed || self.last.rule != Rule::Incumbent {
+            self.decide();
+        } else if self.conflict {
+            self.count_seconds();
+        }
+    }
+
+    fn take_news(&mut self, news: News) {
+        let now = self.now();
+        let Some(sentinel) = &mut self.sentinel else {
+            return;
+        };
+        let since = |at: Instant| at.saturating_duration_since(self.started);
+        let place = match news {
+            News::Answered { place, asked, said } => {
+                sentinel.council.answered(place, since(asked), said);
+                sentinel.metrics.up[place].set(1);
+                place
+            }
+            News::Event { place, event } => {
+                if sentinel.council.event(place, now, event) {
+                    self.hints.give(Hint::Sentinel);
+                }
+                place
+            }
+            News::Silent { place, asked, why, gone } => {
+                sentinel.council.silent(place, since(asked), why, gone);
+                sentinel.metrics.up[place].set(0);
+                place
+            }
+        };
+        let (known, resolved) = (&sentinel.known, &sentinel.resolved);
+        let name_of = |address: &HostPort| {
+            place_of(known, resolved, address).map(|place| self.names[place].to_string())
+        };
+        let (says, up) = sentinel.council.says(name_of).swap_remove(place);
+        {
+            let mut status = lock(&self.status);
+            let status = &mut status.sentinels[place];
+            if status.says != says {
+                let (pool, sentinel) = (&*self.pool, &*status.address);
+                if up {
+                    info!(pool, sentinel, says, "sentinel");
+                } else {
+                    warn!(pool, sentinel, says, "sentinel is not heard");
+                }
+                status.says = says;
+                status.up = up;
+            }
+        }
         self.decide();
     }
 
+    fn take_hints(&mut self, hints: &[Hint]) {
+        for hint in hints {
+            self.metrics.hinted(*hint);
+        }
+        let now = Instant::now();
+        self.hinted = Some(now);
+        self.news = now;
+        self.set_pace();
+        self.paces.iter().for_each(|pace| pace.check_now());
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     fn decide(&mut self) {
-        let candidates: Vec<_> = self
+        let now = self.now();
+        let members: Vec<_> = self
             .members
             .iter()
-            .map(|member| Candidate { name: &member.name, state: member.health.state() })
+            .map(|member| election::Member { state: member.state(), checked: member.checked })
             .collect();
-        let decision = election::decide(&candidates);
-        self.metrics.set_conflict(election::masters(&candidates).count() > 1);
-        if !self.is_published(&decision) {
-            self.publish(decision);
+        if let Some(sentinel) = &mut self.sentinel {
+            let view = sentinel.council.view(|address| sentinel.place_of(address));
+            if view.failover != sentinel.view.failover || view.named != sentinel.view.named {
+                self.news = Instant::now();
+            }
+            sentinel.view = view;
         }
+        let view = self.sentinel.as_ref().map(|sentinel| &sentinel.view);
+        let before = self.election.memory().cloned();
+        let decision = self.election.decide(now, &members, view);
+        if let (Some(saver), Some(memory)) = (&self.saver, self.election.memory())
+            && before.as_ref() != Some(memory)
+        {
+            saver.save(memory, &self.names[memory.place]);
+        }
+        if decision.ask
+            && let Some(sentinel) = &self.sentinel
+        {
+            sentinel.sentinels.ask_now();
+        }
+        let masters = members.iter().filter(|m| m.state.role() == Some(Role::Master)).count();
+        let newly = decision.refuted.iter().filter(|place| !self.last.refuted.contains(place));
+        self.metrics.lineage_refusals.inc_by(newly.count() as u64);
+        if let Some(sentinel) = &self.sentinel {
+            let agree = decision.serve.map_or(0, |place| {
+                sentinel.council.agree(place, |address| sentinel.place_of(address))
+            });
+            sentinel.metrics.agree.set(i64::try_from(agree).unwrap_or(i64::MAX));
+        }
+        self.count_seconds();
+        self.conflict = masters > 1;
+        self.metrics.set_conflict(self.conflict);
+        self.explain(&decision);
+        if !self.is_published(&decision) {
+            self.publish(&decision);
+        }
+        self.last = decision;
+        self.set_pace();
+    }
+
+    /// Renews what `/status` says of the decision.
+    fn explain(&self, decision: &Decision) {
+        let states: Vec<_> = self.members.iter().map(Member::state).collect();
+        let sentences = evidence::sentences(&self.names, &states, decision);
+        let reason = self.reason(decision);
+        self.metrics.set_verdict(reason.rule);
+        let view = self.sentinel.as_ref().map(|sentinel| self.describe(&sentinel.view));
+        let mut status = lock(&self.status);
+        for (backend, sentence) in status.backends.iter_mut().zip(sentences) {
+            backend.evidence = sentence;
+        }
+        status.reason = reason;
+        status.sentinel_view = view;
+    }
+
+    fn describe(&self, view: &SentinelView) -> String {
+        let mut words = match view.named {
+            Some((place, epoch)) => {
+                format!("a quorum names {} (config-epoch {epoch})", self.names[place])
+            }
+            None => "no quorum names a backend of this pool".to_owned(),
+        };
+        match view.failover {
+            Some(Some(heir)) => {
+                words.push_str(&format!("; a failover promotes {}", self.names[heir]));
+            }
+            Some(None) => words.push_str("; a failover is under way"),
+            None => {}
+        }
+        words
+    }
+
+    fn reason(&self, decision: &Decision) -> Reason {
+        let about: Vec<_> = decision.about.iter().map(|place| &*self.names[*place]).collect();
+        Reason { rule: decision.rule, words: decision.rule.words(&about).into() }
     }
 
     fn is_published(&self, decision: &Decision) -> bool {
-        match (&self.view.borrow().verdict, decision) {
-            (Verdict::Refuse(now), Err(refusal)) => now == refusal,
-            (Verdict::Serve(now), Ok(place)) => {
-                let member = &self.members[*place];
-                now.backend == member.name && self.served_last(member.health.state())
+        match (&self.view.borrow().verdict, decision.serve) {
+            (Verdict::Hold(now) | Verdict::Refuse(now), None) => *now == self.reason(decision),
+            (Verdict::Serve(now), Some(place)) => {
+                let member = &self.members[place];
+                now.backend == member.name && self.served_last(member.state())
             }
             _ => false,
         }
@@ -176,105 +444,119 @@ impl Monitor {
 
     /// Publishes the new View first and revokes the old lease then: who loses the lease finds the
     /// View that says what comes instead.
-    fn publish(&mut self, decision: Decision) {
+    fn publish(&mut self, decision: &Decision) {
         let old = self.view.borrow().clone();
-        let place = decision.as_ref().ok().copied();
-        let verdict = match decision {
-            Err(refusal) => Verdict::Refuse(refusal),
-            Ok(place) => {
-                let member = &self.members[place];
-                let State::Up(answer) = member.health.state() else {
-                    return;
-                };
-                if self.served.is_some() && !self.served_last(member.health.state()) {
+        let now = Instant::now();
+        let reason = self.reason(decision);
+        let served =
+            decision.serve.and_then(|place| Some((place, self.members[place].state().answer()?)));
+        let verdict = match served {
+            None if decision.rule.kind() == VerdictKind::Hold => Verdict::Hold(reason.clone()),
+            None => Verdict::Refuse(reason.clone()),
+            Some((place, answer)) => {
+                if self.served.is_some() && !self.served_last(self.members[place].state()) {
                     self.metrics.changes.inc();
+                    if let Some(passed) = self.passed {
+                        self.metrics.failover_took(now.saturating_duration_since(passed));
+                    }
                 }
                 self.served = Some(answer.clone());
+                self.passed = Some(now);
                 Verdict::Serve(Served {
-                    backend: member.name.clone(),
+                    backend: self.names[place].clone(),
                     address: answer.address,
+                    reason: reason.clone(),
                     lease: Lease::default(),
                 })
             }
         };
-        let new = Arc::new(View { epoch: old.epoch + 1, since: Instant::now(), verdict });
+        let unserved_since = match (&verdict, &old.verdict) {
+            (Verdict::Serve(_), _) => None,
+            (_, Verdict::Serve(_)) => Some(now),
+            _ => old.unserved_since,
+        };
+        let new = Arc::new(View { epoch: old.epoch + 1, since: now, unserved_since, verdict });
         self.view.send_replace(new.clone());
         if let Some(served) = old.verdict.served() {
             served.lease.revoke();
         }
-        for (i, member) in self.members.iter().enumerate() {
-            member.metrics.set_master(Some(i) == place);
+        for (place, member) in self.members.iter().enumerate() {
+            member.metrics.set_master(Some(place) == decision.serve);
         }
-        self.metrics.set_verdict(new.verdict.kind());
-        let evidence = self.members.iter().map(Member::evidence).collect::<Vec<_>>().join(", ");
+        self.news = now;
+        let evidence: Vec<_> = lock(&self.status)
+            .backends
+            .iter()
+            .map(|backend| format!("{}: {}", backend.name, backend.evidence))
+            .collect();
+        let evidence = evidence.join("; ");
         let (epoch, pool) = (new.epoch, &*self.pool);
         let (from, to) = (old.verdict.to_string(), new.verdict.to_string());
-        match new.verdict {
-            Verdict::Serve(_) => info!(pool, epoch, from, to, evidence, "verdict changed"),
-            Verdict::Refuse(_) => warn!(pool, epoch, from, to, evidence, "verdict changed"),
+        let (rule, why) = (reason.rule.as_str(), &*reason.words);
+        let advice = reason.rule.advice();
+        match new.verdict.kind() {
+            VerdictKind::Refuse => {
+                warn!(pool, epoch, from, to, rule, why, advice, evidence, "verdict changed");
+            }
+            VerdictKind::Serve | VerdictKind::Hold => {
+                info!(pool, epoch, from, to, rule, why, evidence, "verdict changed");
+            }
+        }
+    }
+
+    /// Adds the time since the last call to what it was spent in.
+    fn count_seconds(&mut self) {
+        let now = Instant::now();
+        let seconds = now.saturating_duration_since(self.counted).as_secs_f64();
+        self.counted = now;
+        if self.last.serve.is_none() {
+            self.metrics.without_master_seconds.inc_by(seconds);
+        }
+        if self.conflict {
+            self.metrics.conflict_seconds.inc_by(seconds);
+        }
+    }
+
+    /// Anything that a check might clear up soon.
+    fn is_in_doubt(&self) -> bool {
+        self.last.serve.is_none()
+            || self.last.wake.is_some()
+            || self.members.iter().any(Member::is_failing)
+            || self.sentinel.as_ref().is_some_and(|sentinel| sentinel.view.failover.is_some())
+            || self.hinted.is_some_and(|hinted| hinted.elapsed() < HINT)
+    }
+
+    /// When the pace may have to change although nothing comes in.
+    fn doubt_ends(&self) -> Option<Instant> {
+        self.fast
+            .then(|| match self.hinted {
+                Some(hinted) if hinted.elapsed() < HINT => hinted + HINT,
+                _ => self.news + self.check.fast_for,
+            })
+            .filter(|end| *end > Instant::now())
+    }
+
+    /// Fast while something is in doubt and that has brought something new of late.
+    fn set_pace(&mut self) {
+        let fast = self.is_in_doubt() && self.news.elapsed() < self.check.fast_for;
+        if fast != self.fast {
+            self.fast = fast;
+            let interval = if fast { self.check.fast_interval } else { self.check.interval };
+            for pace in &self.paces {
+                pace.set(interval);
+                if fast {
+                    pace.check_now();
+                }
+            }
         }
     }
 }
 
-impl Member {
-    /// One line for each change of role, of state, or of what checks find. A node that fails now
-    /// and then gets one line, until it has passed [`STEADY`] checks in a row.
-    fn log(&mut self, pool: &str, before: &State, failure: Option<Failure>, words: Option<&str>) {
-        let backend = &*self.name;
-        let state = self.health.state();
-        let [was, is] =
-            [before, state].map(|state| state.role().map_or(state.as_str(), Role::as_str));
-        if let Some(failure) = failure {
-            self.passes = 0;
-            let (reason, advice) = (failure.as_str(), failure.advice());
-            let found = self.failing.map_or("passed", Failure::as_str);
-            if before.role().is_some() && state.role().is_none() {
-                warn!(pool, backend, from = was, to = is, reason, words, advice, "backend is down");
-            } else if self.failing != Some(failure) {
-                let (role, to) = (is, reason);
-                if failure == Failure::Busy && state.role().is_some() {
-                    info!(pool, backend, role, from = found, to, reason, advice, "backend is busy");
-                } else {
-                    warn!(
-                        pool,
-                        backend,
-                        role,
-                        from = found,
-                        to,
-                        reason,
-                        words,
-                        advice,
-                        "check failed"
-                    );
-                }
-            }
-            self.failing = Some(failure);
-            return;
-        }
-        self.passes += 1;
-        if let State::Up(answer) = state
-            && before.role() != Some(answer.role)
-        {
-            let (address, reason) = (answer.address.to_string(), "PONG, and the role in INFO");
-            info!(pool, backend, from = was, to = is, reason, address, "role changed");
-            self.failing = None;
-        } else if let Some(failing) = self.failing.filter(|_| self.passes >= STEADY) {
-            let (role, from, to) = (is, failing.as_str(), "passed");
-            let reason = format!("{STEADY} checks in a row passed");
-            info!(pool, backend, role, from, to, reason, "checks pass again");
-            self.failing = None;
-        }
-    }
+fn lock(status: &Mutex<PoolStatus>) -> MutexGuard<'_, PoolStatus> {
+    status.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn evidence(&self) -> String {
-        let name = &self.name;
-        match self.health.state() {
-            State::Unchecked => format!("{name}=unchecked"),
-            State::Up(answer) => {
-                let short: String = answer.run_id.chars().take(8).collect();
-                format!("{name}={} (run_id {short})", answer.role)
-            }
-            State::Down(failure) => format!("{name}={failure}"),
-        }
-    }
+fn silent(address: &HostPort) -> SentinelStatus {
+    let says = "has not answered yet".to_owned();
+    SentinelStatus { address: address.to_string(), says, up: false }
 }

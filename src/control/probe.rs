@@ -2,28 +2,23 @@
 //! connection INFO server.
 
 mod link;
-mod reply;
 
-use std::{
-    io,
-    net::{SocketAddr, ToSocketAddrs},
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::pending, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Mutex, mpsc},
-    task::{JoinHandle, spawn_blocking},
+    sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
 
 use self::link::Link;
-use super::health::Observation;
+use super::{
+    health::Observation,
+    pace::Pace,
+    route::{Problem, Route},
+};
 use crate::{
     config::{Auth, Backend, Check},
-    net,
-    topology::Failure,
+    topology::{Failure, Hint, Hints},
 };
 
 /// Checks start at least so far apart, also when each finds its connection cut.
@@ -31,26 +26,30 @@ const MIN_GAP: Duration = Duration::from_millis(5);
 
 /// One check that ended, as the monitor gets it.
 #[derive(Debug)]
-pub struct Report {
+pub(super) struct Report {
     /// The backend's place in its pool.
-    pub place: usize,
+    pub(super) place: usize,
     /// When this was found.
-    pub at: Instant,
+    pub(super) at: Instant,
     /// How long it has taken.
-    pub took: Duration,
+    pub(super) took: Duration,
     /// It has not ended: this is one more timeout of it.
-    pub goes_on: bool,
+    pub(super) goes_on: bool,
     /// What it found.
-    pub observation: Observation,
+    pub(super) observation: Observation,
     /// The backend's or the system's own words about a failure; never a secret.
-    pub words: Option<String>,
+    pub(super) words: Option<String>,
 }
 
 /// Sends checks to one backend and reports to its pool's monitor, until that is gone.
-pub struct Probe {
+pub(super) struct Probe {
     place: usize,
     route: Arc<Route>,
+    auth: Option<Arc<Auth>>,
+    check: Check,
     reports: mpsc::Sender<Report>,
+    pace: Arc<Pace>,
+    hints: Hints,
     turn: Turn,
     /// Timeouts in a row of the check that has not ended.
     silences: u32,
@@ -87,33 +86,45 @@ enum Over {
 
 impl Probe {
     /// A probe for the backend at this place of its pool.
-    pub fn new(
+    pub(super) fn new(
         place: usize,
         backend: Backend,
         auth: Option<Auth>,
         check: Check,
         reports: mpsc::Sender<Report>,
+        pace: Arc<Pace>,
+        hints: Hints,
     ) -> Self {
-        let route = Arc::new(Route { backend, auth, check, lookup: Mutex::default() });
-        Self { place, route, reports, turn: Turn::Idle(None), silences: 0 }
+        let route = Arc::new(Route::new(backend.address, check.timeout));
+        let (auth, turn, silences) = (auth.map(Arc::new), Turn::Idle(None), 0);
+        Self { place, route, auth, check, reports, pace, hints, turn, silences }
     }
 
-    /// Checks at every interval, and at once when the kept connection is cut.
-    pub async fn run(mut self) {
+    /// Checks at the pool's pace, and at once when that is asked for or the kept connection is cut.
+    pub(super) async fn run(mut self) {
         loop {
             let started = Instant::now();
             let report = self.check().await;
             if self.reports.send(report).await.is_err() {
                 return;
             }
-            let next = sleep_until(started + self.route.check.interval);
-            match &self.turn {
-                Turn::Asking(_) => {}
-                Turn::Idle(None) => next.await,
-                Turn::Idle(Some(link)) => tokio::select! {
-                    () = next => {}
-                    () = link.cut() => sleep_until(started + MIN_GAP).await,
-                },
+            let link = match &self.turn {
+                Turn::Asking(_) => continue,
+                Turn::Idle(link) => link,
+            };
+            let cut = async {
+                match link {
+                    Some(link) => link.cut().await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = sleep_until(self.pace.next(started)) => {}
+                () = self.pace.asked() => sleep_until(started + MIN_GAP).await,
+                () = cut => {
+                    self.hints.give(Hint::CheckCut);
+                    sleep_until(started + MIN_GAP).await;
+                }
             }
         }
     }
@@ -122,11 +133,11 @@ impl Probe {
     async fn check(&mut self) -> Report {
         loop {
             let mut asking = match std::mem::replace(&mut self.turn, Turn::Idle(None)) {
-                Turn::Idle(link) => self.route.ask(link.filter(|link| !link.is_cut())),
+                Turn::Idle(link) => self.ask(link.filter(|link| !link.is_cut())),
                 Turn::Asking(asking) => asking,
             };
             let Asking { since, over, .. } = asking;
-            let answered = timeout(self.route.check.timeout, &mut asking.answer).await;
+            let answered = timeout(self.check.timeout, &mut asking.answer).await;
             let (observation, words) = match answered {
                 Ok((_, Err(problem))) if problem.failure == Failure::Cut && over != Over::New => {
                     // That proves nothing about the backend: ask again on a new connection.
@@ -143,7 +154,7 @@ impl Probe {
                 }
                 Err(_) => {
                     self.silences += 1;
-                    if over == Over::Proven && self.silences < self.route.check.fall {
+                    if over == Over::Proven && self.silences < self.check.fall {
                         self.turn = Turn::Asking(asking);
                     } else {
                         // Long enough: start anew, should only this connection be dead.
@@ -161,21 +172,11 @@ impl Probe {
             return Report { place: self.place, at, took, goes_on, observation, words };
         }
     }
-}
 
-/// How a backend is reached.
-struct Route {
-    backend: Backend,
-    auth: Option<Auth>,
-    check: Check,
-    /// A name lookup that has not ended. It blocks a thread, so there is never a second one.
-    lookup: Mutex<Option<JoinHandle<io::Result<Vec<SocketAddr>>>>>,
-}
-
-impl Route {
     /// A check over the kept connection, or else over a new one.
-    fn ask(self: &Arc<Self>, kept: Option<Link>) -> Asking {
-        let route = self.clone();
+    fn ask(&self, kept: Option<Link>) -> Asking {
+        let (route, auth) = (self.route.clone(), self.auth.clone());
+        let patience = self.check.patience();
         let over = match &kept {
             Some(link) if link.is_proven() => Over::Proven,
             Some(_) => Over::Kept,
@@ -184,67 +185,16 @@ impl Route {
         let answer = Box::pin(async move {
             let link = match kept {
                 Some(link) => Ok(link),
-                None => route.connect().await,
+                None => match route.connect().await {
+                    Ok(stream) => Link::new(stream, patience).await,
+                    Err(problem) => Err(problem),
+                },
             };
             match link {
-                Ok(link) => link.ask(route.auth.as_ref()).await,
+                Ok(link) => link.ask(auth.as_deref()).await,
                 Err(problem) => (None, Err(problem)),
             }
         });
         Asking { since: Instant::now(), over, answer }
-    }
-
-    /// Tries each address of the backend in turn.
-    async fn connect(&self) -> Result<Link, Problem> {
-        // Unacknowledged for longer than `fall` timeouts: the host is gone.
-        let patience = (self.check.timeout * self.check.fall).max(Duration::from_secs(1));
-        let addresses = self.resolve().await?;
-        // One that swallows everything leaves time for the next.
-        let share = self.check.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-        let mut last = None;
-        for address in addresses {
-            match timeout(share, net::connect(address)).await {
-                Ok(Ok(stream)) => return Link::new(stream, address, patience).await,
-                Ok(Err(error)) => last = Some(Problem::io(&error)),
-                Err(_) => last = Some(Problem { failure: Failure::Timeout, words: None }),
-            }
-        }
-        Err(last.unwrap_or(Problem { failure: Failure::Unresolved, words: None }))
-    }
-
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Problem> {
-        let address = &self.backend.address;
-        if let Ok(ip) = address.host.parse() {
-            return Ok(vec![SocketAddr::new(ip, address.port)]);
-        }
-        let mut lookup = self.lookup.lock().await;
-        let name = (address.host.clone(), address.port);
-        let running = lookup
-            .get_or_insert_with(|| spawn_blocking(move || Ok(name.to_socket_addrs()?.collect())));
-        let found = running.await;
-        *lookup = None;
-        found.unwrap_or_else(|stopped| Err(io::Error::other(stopped))).map_err(|error| Problem {
-            failure: Failure::Unresolved,
-            words: Some(error.to_string()),
-        })
-    }
-}
-
-/// What went wrong, and in whose words.
-#[derive(Debug)]
-struct Problem {
-    failure: Failure,
-    words: Option<String>,
-}
-
-impl Problem {
-    fn io(error: &io::Error) -> Self {
-        let failure = match error.kind() {
-            _ if net::is_out_of_resources(error) => Failure::NoResources,
-            io::ErrorKind::ConnectionRefused => Failure::Refused,
-            io::ErrorKind::TimedOut => Failure::Timeout,
-            _ => Failure::Unreachable,
-        };
-        Self { failure, words: Some(error.to_string()) }
     }
 }

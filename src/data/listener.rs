@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::{
+    hold::{self, Holds},
     session::{Session, Shared},
     worker::Workers,
 };
@@ -39,7 +40,7 @@ impl Listener {
     }
 
     /// Takes the clients that wait, up to a turn's worth. False if descriptors or memory ran out.
-    fn accept(&mut self, workers: &Workers) -> bool {
+    fn accept(&mut self, holds: &mut Holds, workers: &Workers) -> bool {
         for _ in 0..TURN {
             match accept(&self.socket) {
                 Ok((client, peer)) => {
@@ -47,7 +48,7 @@ impl Listener {
                         self.failing = false;
                         info!(listener = &*self.shared.listener, "accepts clients again");
                     }
-                    workers.take(Session::new(client, peer, self.shared.clone()));
+                    holds.admit(Session::new(client, peer, self.shared.clone()), workers);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(error) if net::is_client_gone(&error) => {}
@@ -72,11 +73,12 @@ impl Listener {
 pub fn start(
     listeners: Vec<Listener>,
     workers: Workers,
+    holds: Holds,
     stop: PipeReader,
 ) -> io::Result<oneshot::Receiver<()>> {
     let (ending, end) = oneshot::channel();
     thread::Builder::new().name("rolegate-accept".to_owned()).spawn(move || {
-        if let Err(error) = run(listeners, &workers, &stop) {
+        if let Err(error) = run(listeners, &workers, holds, &stop) {
             error!(error = error.to_string(), "cannot wait for clients");
         }
         drop(ending);
@@ -85,22 +87,34 @@ pub fn start(
 }
 
 /// Accepts, whatever goes wrong with a client.
-fn run(mut listeners: Vec<Listener>, workers: &Workers, stop: &PipeReader) -> io::Result<()> {
+fn run(
+    mut listeners: Vec<Listener>,
+    workers: &Workers,
+    mut holds: Holds,
+    stop: &PipeReader,
+) -> io::Result<()> {
     let pause = Timespec { tv_sec: 0, tv_nsec: i64::from(net::RESOURCES_PAUSE.subsec_nanos()) };
     loop {
-        let mut fds: Vec<_> = [stop.as_fd()]
+        let mut fds: Vec<_> = [stop.as_fd(), holds.wake_fd()]
             .into_iter()
             .chain(listeners.iter().map(|listener| listener.socket.as_fd()))
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .chain(holds.fds().map(|fd| PollFd::from_borrowed_fd(fd, hold::GONE)))
             .collect();
-        wait(&mut fds, None)?;
+        let timeout = holds.timeout().and_then(|timeout| Timespec::try_from(timeout).ok());
+        wait(&mut fds, timeout.as_ref())?;
         let ready: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         if ready[0] {
             return Ok(());
         }
+        let (sockets, held) = ready[2..].split_at(listeners.len());
+        if held.contains(&true) {
+            holds.drop_gone(held);
+        }
+        holds.turn(workers);
         let mut exhausted = false;
-        for (listener, ready) in listeners.iter_mut().zip(&ready[1..]) {
-            exhausted |= *ready && !listener.accept(workers);
+        for (listener, ready) in listeners.iter_mut().zip(sockets) {
+            exhausted |= *ready && !listener.accept(&mut holds, workers);
         }
         if exhausted {
             wait(&mut [PollFd::new(stop, PollFlags::IN)], Some(&pause))?;

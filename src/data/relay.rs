@@ -19,10 +19,18 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::{metrics::CloseReason, net};
+use crate::{
+    metrics::CloseReason,
+    net,
+    topology::{Hint, Hints},
+};
 
 /// What one read takes at the most, and so what a session keeps at the most for each side.
 const BUFFER: usize = 64 * 1024;
+
+/// How a backend that has lost the role answers a write. Looked for only where what is read begins,
+/// which is one comparison of the first byte for nearly every reply.
+const READ_ONLY: &[u8] = b"-READONLY ";
 
 /// How long a slow client gets for the replies that its lost backend gave before it lost the lease.
 const DELIVERY: Duration = Duration::from_secs(1);
@@ -41,6 +49,7 @@ pub(super) struct Relay {
     backend: TcpStream,
     up: Flow,
     down: Flow,
+    hints: Hints,
     /// The side whose FIN came first.
     first_closed: Option<CloseReason>,
 }
@@ -82,6 +91,7 @@ impl Relay {
         backend: TcpStream,
         bytes_up: IntCounter,
         bytes_down: IntCounter,
+        hints: Hints,
     ) -> Self {
         let [up, down] = [bytes_up, bytes_down].map(|counter| Flow {
             counter,
@@ -90,7 +100,7 @@ impl Relay {
             closed: false,
             sent_before_fin: false,
         });
-        Self { client, backend, up, down, first_closed: None }
+        Self { client, backend, up, down, hints, first_closed: None }
     }
 
     /// Moves bytes, and counts them, until both sides have closed or one has broken. Tells which
@@ -100,8 +110,13 @@ impl Relay {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, moved: &mut Moved) -> Poll<CloseReason> {
-        let up = self.up.poll(cx, &mut self.client, &mut self.backend, &mut moved.up);
-        let down = self.down.poll(cx, &mut self.backend, &mut self.client, &mut moved.down);
+        let up = self.up.poll(cx, &mut self.client, &mut self.backend, &mut moved.up, |_| ());
+        let hint = |bytes: &[u8]| {
+            if bytes.starts_with(READ_ONLY) {
+                self.hints.give(Hint::ReadOnly);
+            }
+        };
+        let down = self.down.poll(cx, &mut self.backend, &mut self.client, &mut moved.down, hint);
         match (&up, &down) {
             (Poll::Ready(Err(Broken::Sender)), _) | (_, Poll::Ready(Err(Broken::Receiver))) => {
                 return Poll::Ready(CloseReason::ClientReset);
@@ -166,12 +181,13 @@ impl Flow {
         from: &mut TcpStream,
         to: &mut TcpStream,
         moved: &mut u64,
+        look: impl Fn(&[u8]),
     ) -> Poll<Result<(), Broken>> {
         while !self.closed {
             if ready!(self.poll_pending(cx, to)).is_err() {
                 return Poll::Ready(Err(Broken::Receiver));
             }
-            if ready!(self.poll_read(cx, from, to, moved))?.is_none() {
+            if ready!(self.poll_read(cx, from, to, moved, &look))?.is_none() {
                 // Nothing is pending here, so the FIN comes after every byte.
                 self.sent_before_fin = net::is_sent(to);
                 if ready!(Pin::new(&mut *to).poll_shutdown(cx)).is_err() {
@@ -202,6 +218,7 @@ impl Flow {
         from: &mut TcpStream,
         to: &mut TcpStream,
         moved: &mut u64,
+        look: impl Fn(&[u8]),
     ) -> Poll<Result<Option<()>, Broken>> {
         READ.with_borrow_mut(|buffer| {
             let mut read = ReadBuf::new(buffer);
@@ -213,6 +230,7 @@ impl Flow {
             if n == 0 {
                 return Poll::Ready(Ok(None));
             }
+            look(bytes);
             *moved += n as u64;
             self.counter.inc_by(n as u64);
             while !bytes.is_empty() {

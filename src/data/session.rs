@@ -4,35 +4,55 @@ use std::{
     collections::HashMap,
     io,
     net::{SocketAddr, TcpStream as StdTcpStream},
+    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
 };
 
 use prometheus::IntCounter;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     select,
     sync::watch,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tracing::debug;
 
-use super::relay::{Moved, Relay};
+use super::{
+    hold::Returns,
+    relay::{Moved, Relay},
+};
 use crate::{
     metrics::{CloseReason, ListenerMetrics},
     net,
-    topology::{Lease, Served, Verdict, View},
+    topology::{Hint, Hints, Hold, Lease, View},
 };
+
+/// For the last words to a client that gets no backend.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What every session of a listener shares.
 #[derive(Debug)]
 pub struct Shared {
     /// The listener's name.
     pub listener: Arc<str>,
+    /// The listener's place in the config.
+    pub place: usize,
+    /// The pool's name.
+    pub pool: Arc<str>,
     /// Its pool's View.
     pub view: watch::Receiver<Arc<View>>,
     /// For the connection to the backend.
     pub connect_timeout: Duration,
+    /// A backend that acknowledges nothing for so long is given up.
+    pub patience: Duration,
+    /// What becomes of clients while no backend is served.
+    pub hold: Hold,
+    /// How they get there.
+    pub returns: Returns,
+    /// Where to tell what the monitor should look into.
+    pub hints: Hints,
     /// The listener's handles.
     pub metrics: ListenerMetrics,
     /// Failed connections, by backend.
@@ -40,9 +60,13 @@ pub struct Shared {
 }
 
 /// An accepted client.
+#[derive(Debug)]
 pub(super) struct Session {
     client: StdTcpStream,
     account: Account,
+    held_since: Option<Instant>,
+    /// It is only to be told why there is no backend, and closed.
+    dismissed: Option<CloseReason>,
 }
 
 impl Session {
@@ -56,28 +80,84 @@ impl Session {
             backend: None,
             opened: Instant::now(),
             moved: Moved::default(),
+            is_held: false,
             // Unless something better is known when it is dropped.
             reason: CloseReason::Shutdown,
         };
-        Self { client, account }
+        Self { client, account, held_since: None, dismissed: None }
     }
 
-    /// Serves the client until its end.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.account.shared
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.client.as_fd()
+    }
+
+    /// When the client was accepted.
+    pub(super) fn opened(&self) -> Instant {
+        self.account.opened
+    }
+
+    /// When it first had to wait: a backend that comes and goes does not wind it up again.
+    pub(super) fn held_since(&self) -> Instant {
+        self.held_since.unwrap_or(self.account.opened)
+    }
+
+    pub(super) fn enter_hold(mut self) -> Self {
+        let metrics = &self.account.shared.metrics;
+        metrics.held.inc();
+        if self.held_since.is_none() {
+            metrics.held_total.inc();
+            self.held_since = Some(Instant::now());
+        }
+        self.account.is_held = true;
+        self
+    }
+
+    pub(super) fn leave_hold(mut self) -> Self {
+        self.account.leave_hold();
+        self
+    }
+
+    /// The same client, to be told why it gets no backend.
+    pub(super) fn dismissed(self, reason: CloseReason) -> Self {
+        Self { dismissed: Some(reason), ..self }
+    }
+
+    /// Resets the client.
+    pub(super) fn close(self, reason: CloseReason) {
+        net::reset(self.client);
+        self.account.close(reason);
+    }
+
+    /// Serves the client until its end, or lets it wait.
     pub(super) async fn run(self) {
-        let Self { client, mut account } = self;
-        let Ok(client) = TcpStream::from_std(client) else {
-            return account.close(CloseReason::NoResources);
-        };
+        let Self { client, mut account, held_since, dismissed } = self;
+        if let Some(reason) = dismissed {
+            // Boxed, so that no session pays for words that few are told.
+            Box::pin(account.tell_why(client)).await;
+            return account.close(reason);
+        }
         let (backend, lease) = match account.connect().await {
             Ok(connected) => connected,
-            Err(reason) => {
+            Err(Unconnected::Wait { failed }) => {
+                account.backend = None;
+                let returns = account.shared.returns.clone();
+                return returns.hold(Self { client, account, held_since, dismissed }, failed);
+            }
+            Err(Unconnected::Close(reason)) => {
                 net::reset(client);
                 return account.close(reason);
             }
         };
+        let Ok(client) = TcpStream::from_std(client) else {
+            return account.close(CloseReason::NoResources);
+        };
         let metrics = &account.shared.metrics;
         let (up, down) = (metrics.bytes_in.clone(), metrics.bytes_out.clone());
-        let mut relay = Relay::new(client, backend, up, down);
+        let mut relay = Relay::new(client, backend, up, down, account.shared.hints.clone());
         let reason = select! {
             biased;
             () = lease.revoked() => CloseReason::Revoked,
@@ -85,6 +165,9 @@ impl Session {
         };
         match reason {
             CloseReason::Revoked | CloseReason::BackendReset => {
+                if reason == CloseReason::BackendReset {
+                    account.shared.hints.give(Hint::BackendReset);
+                }
                 // Boxed, so that no session pays for its end before it comes.
                 Box::pin(relay.deliver_and_reset(&mut account.moved)).await;
             }
@@ -95,26 +178,36 @@ impl Session {
     }
 }
 
+/// Why a session has no connection to a backend.
+enum Unconnected {
+    /// No backend is served, or the one of this epoch `failed`: another may come.
+    Wait { failed: Option<u64> },
+    /// There is nothing to wait for.
+    Close(CloseReason),
+}
+
 /// What is known of a session. However the session ends, dropping this counts its end once.
+#[derive(Debug)]
 struct Account {
     shared: Arc<Shared>,
     peer: SocketAddr,
     backend: Option<Arc<str>>,
     opened: Instant,
     moved: Moved,
+    /// It is counted among those who wait.
+    is_held: bool,
     reason: CloseReason,
 }
 
 impl Account {
     /// Connects to the backend that is served now. Should its lease go meanwhile, starts over with
     /// what the new View says.
-    async fn connect(&mut self) -> Result<(TcpStream, Lease), CloseReason> {
+    async fn connect(&mut self) -> Result<(TcpStream, Lease), Unconnected> {
         let deadline = Instant::now() + self.shared.connect_timeout;
         loop {
             let view = self.shared.view.borrow().clone();
-            let served = match &view.verdict {
-                Verdict::Serve(served) => served,
-                Verdict::Refuse(_) => return Err(CloseReason::Refused),
+            let Some(served) = view.verdict.served() else {
+                return Err(Unconnected::Wait { failed: None });
             };
             self.backend = Some(served.backend.clone());
             let connected = select! {
@@ -126,22 +219,57 @@ impl Account {
             if served.lease.is_revoked() {
                 continue;
             }
-            return match connected {
-                Ok(Ok(backend)) => Ok((backend, served.lease.clone())),
-                Ok(Err(error)) => Err(self.connect_failed(served, Some(&error))),
-                Err(_) => Err(self.connect_failed(served, None)),
+            let error = match connected {
+                Ok(Ok(backend)) => {
+                    // Where the option is refused, the checks still find a host that is gone.
+                    let _ = net::set_user_timeout(&backend, self.shared.patience);
+                    return Ok((backend, served.lease.clone()));
+                }
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
             };
+            if error.as_ref().is_some_and(net::is_out_of_resources) {
+                return Err(Unconnected::Close(CloseReason::NoResources));
+            }
+            if let Some(counter) = self.shared.connect_failures.get(&served.backend) {
+                counter.inc();
+            }
+            self.shared.hints.give(Hint::ConnectFailed);
+            return Err(match error {
+                // A backend that has just died: the next check finds that out.
+                Some(_) => Unconnected::Wait { failed: Some(view.epoch) },
+                None => Unconnected::Close(CloseReason::ConnectTimeout),
+            });
         }
     }
 
-    fn connect_failed(&self, served: &Served, error: Option<&io::Error>) -> CloseReason {
-        if error.is_some_and(net::is_out_of_resources) {
-            return CloseReason::NoResources;
+    /// Sends the RESP error that drivers understand, and waits a little until the client has it: a
+    /// close with unread input would discard it.
+    async fn tell_why(&self, client: StdTcpStream) {
+        let reason = match self.shared.view.borrow().verdict.reason() {
+            Some(reason) => reason.to_string(),
+            None => "its master was not to be reached".to_owned(),
+        };
+        let reply =
+            format!("-MASTERDOWN rolegate serves no master of {}: {reason}\r\n", self.shared.pool);
+        let Ok(mut client) = TcpStream::from_std(client) else {
+            return;
+        };
+        let tell = async {
+            client.write_all(reply.as_bytes()).await?;
+            client.shutdown().await?;
+            let mut rest = [0; 1024];
+            while client.read(&mut rest).await? > 0 {}
+            Ok::<_, io::Error>(())
+        };
+        // One that neither reads nor closes gets no more than this.
+        let _ = timeout(FAREWELL, tell).await;
+    }
+
+    fn leave_hold(&mut self) {
+        if std::mem::take(&mut self.is_held) {
+            self.shared.metrics.held.dec();
         }
-        if let Some(counter) = self.shared.connect_failures.get(&served.backend) {
-            counter.inc();
-        }
-        error.map_or(CloseReason::ConnectTimeout, |_| CloseReason::ConnectFailed)
     }
 
     fn close(mut self, reason: CloseReason) {
@@ -152,6 +280,7 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let reason = if std::thread::panicking() { CloseReason::Internal } else { self.reason };
+        self.leave_hold();
         self.shared.metrics.sessions.dec();
         self.shared.metrics.session_closed(reason);
         debug!(

@@ -1,8 +1,14 @@
 //! Metrics, health and status over HTTP.
 
-use std::io::{Read, Write};
+use std::{
+    fs,
+    io::{Read, Write},
+    process::Command,
+};
 
-use crate::support::{Group, Rolegate, config};
+use tempfile::TempDir;
+
+use crate::support::{Group, Node, Rolegate, config, eventually, free_port, write_config};
 
 #[test]
 fn every_promised_series_is_there() {
@@ -10,6 +16,9 @@ fn every_promised_series_is_there() {
     let rolegate = Rolegate::start_ready(&group.config());
     let mut client = rolegate.client();
     client.call(&["PING"]).unwrap();
+    // From the check on that follows the first verdict.
+    let incumbent = r#"rolegate_pool_verdict{pool="main",reason="incumbent",verdict="serve"}"#;
+    eventually("one more check", || (rolegate.metric(incumbent) == 1.0).then_some(()));
     let series = [
         (r#"rolegate_backend_up{backend="n0",pool="main"}"#, 1.0),
         (r#"rolegate_backend_role{backend="n0",pool="main",role="master"}"#, 1.0),
@@ -19,7 +28,16 @@ fn every_promised_series_is_there() {
         (r#"rolegate_pool_master{backend="n1",pool="main"}"#, 0.0),
         (r#"rolegate_pool_master_changes_total{pool="main"}"#, 0.0),
         (r#"rolegate_pool_conflict{pool="main"}"#, 0.0),
-        (r#"rolegate_pool_verdict{pool="main",verdict="serve"}"#, 1.0),
+        (r#"rolegate_pool_verdict{pool="main",reason="incumbent",verdict="serve"}"#, 1.0),
+        (r#"rolegate_pool_verdict{pool="main",reason="only_master",verdict="serve"}"#, 0.0),
+        (r#"rolegate_pool_verdict{pool="main",reason="unexplained_heir",verdict="hold"}"#, 0.0),
+        (r#"rolegate_pool_conflict_seconds_total{pool="main"}"#, 0.0),
+        (r#"rolegate_pool_lineage_refusals_total{pool="main"}"#, 0.0),
+        (r#"rolegate_pool_hints_total{hint="check_cut",pool="main"}"#, 0.0),
+        (r#"rolegate_pool_failover_duration_seconds_count{pool="main"}"#, 0.0),
+        (r#"rolegate_listener_held{listener="redis"}"#, 0.0),
+        (r#"rolegate_listener_held_total{listener="redis"}"#, 0.0),
+        (r#"rolegate_listener_hold_timeouts_total{listener="redis"}"#, 0.0),
         (r#"rolegate_check_failures_total{backend="n0",pool="main",reason="timeout"}"#, 0.0),
         (r#"rolegate_listener_sessions{listener="redis"}"#, 1.0),
         (r#"rolegate_listener_sessions_total{listener="redis"}"#, 1.0),
@@ -32,7 +50,11 @@ fn every_promised_series_is_there() {
     for (name, value) in series {
         assert!(text.contains(&format!("{name} {value}\n")), "{name} {value}\n{text}");
     }
-    for name in ["rolegate_build_info{version=", "rolegate_check_duration_seconds_bucket{"] {
+    for name in [
+        "rolegate_pool_without_master_seconds_total{",
+        "rolegate_build_info{version=",
+        "rolegate_check_duration_seconds_bucket{",
+    ] {
         assert!(text.contains(name), "{name}");
     }
     let (_, response) = rolegate.request("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -89,4 +111,52 @@ fn oversized_broken_and_slow_requests_are_cut() {
     slow[0].write_all(b"GET /live HT").unwrap();
     assert_eq!(rolegate.get("/live").0, 200);
     assert_eq!(slow[0].read(&mut [0; 10]).unwrap_or(0), 0, "a slow request gets no answer");
+}
+
+#[test]
+fn explain_says_in_words_what_is_served_and_why() {
+    let mut group = Group::start(3);
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("proxy.yaml");
+    let admin = format!("bind: 127.0.0.1:{}", free_port());
+    let config =
+        group.config().replace("admin: { bind: 127.0.0.1:0", &format!("admin: {{ {admin}"));
+    fs::write(&file, &config).unwrap();
+    let explain = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rolegate"));
+        let output = command.args(arguments).arg("-f").arg(&file).output().unwrap();
+        let [out, err] = [output.stdout, output.stderr].map(|t| String::from_utf8(t).unwrap());
+        (output.status.code(), out, err)
+    };
+    let (code, _, error) = explain(&["explain"]);
+    assert!(code == Some(1) && error.contains("does it run with this config?"), "{error}");
+
+    let rolegate = Rolegate::start_ready(&config);
+    let (code, text, _) = explain(&["explain"]);
+    assert_eq!(code, Some(0));
+    for words in ["pool main: serves n0 at 127.0.0.1:", "followed by n1, n2: served", "link up"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert_eq!(explain(&["explain", "main"]).1.lines().count(), text.lines().count());
+    let (code, _, error) = explain(&["explain", "other"]);
+    assert_eq!((code, error.as_str()), (Some(1), "rolegate: no such pool; there are main\n"));
+
+    group.nodes[0].kill();
+    rolegate.wait_failure("n0", "refused");
+    let text = explain(&["explain"]).1;
+    for words in ["pool main: serves nobody, for ", "to do: start the master", "n0  127.0.0.1:"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert_eq!(rolegate.request("POST /explain/main HTTP/1.1\r\nHost: x\r\n\r\n").0, 405);
+}
+
+#[test]
+fn without_an_admin_address_explain_says_so() {
+    let node = Node::start(&[]);
+    let config = config(&[node.address()], None).replace("admin: { bind: 127.0.0.1:0 }\n", "");
+    let (_folder, file) = write_config(&config);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rolegate"));
+    let output = command.arg("explain").arg("-f").arg(&file).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("the config has no admin.bind"));
 }

@@ -48,6 +48,54 @@ fn every_error_has_its_place_and_words() {
         ),
         (pool("    check:\n"), &["pools.main.check is not a mapping: found nothing"]),
         (
+            pool("    check: { interval: 20ms, fast_interval: 30ms }\n"),
+            &["pools.main.check.fast_interval is out of range: found \"30ms\"", "from 1ms to 20ms"],
+        ),
+        (
+            pool("    on_unexplained_heir: wait\n"),
+            &["6:26: pools.main.on_unexplained_heir is unknown", "allowed are hold, keep, follow"],
+        ),
+        (
+            pool("    sentinel: {}\n"),
+            &[
+                "pools.main.sentinel.master_name is missing",
+                "pools.main.sentinel.addresses is missing",
+            ],
+        ),
+        (
+            pool("    sentinel: { master_name: 'a b', addresses: [] }\n"),
+            &["master_name is not the name of a master: found \"a b\"", "addresses is empty"],
+        ),
+        (
+            pool("    sentinel: { master_name: m, addresses: 127.0.0.1:26379 }\n"),
+            &["6:44: pools.main.sentinel.addresses is not a list: found \"127.0.0.1:26379\""],
+        ),
+        (
+            pool("    sentinel: { master_name: m, addresses: [a:1, a:1, 127.0.0.1:7001] }\n"),
+            &["found a:1; every Sentinel has one vote", "has the address of backend a"],
+        ),
+        (
+            pool("    sentinel: { master_name: m, addresses: [a:1, b:1], quorum: 3 }\n"),
+            &["sentinel.quorum is not a count: found 3; allowed is a number from 1 to 2"],
+        ),
+        (
+            pool("    sentinel: { master_name: m, addresses: [a:1], announce: { b: x:1 } }\n"),
+            &["announce.b is no backend of this pool: found \"b\"", "allowed is a"],
+        ),
+        (
+            pool("    sentinel: { master_name: m, addresses: [a:1], auth: { hunter2 } }\n"),
+            &["unknown key in pools.main.sentinel.auth: found one that is not shown"],
+        ),
+        (
+            listener("bind: 127.0.0.1:1, pool: main, hold: { max: 0, timeout: 2h, dry_run: 1 }"),
+            &[
+                "hold.timeout is out of range",
+                "hold.max is not a count: found 0; allowed is a number from 1 to 65536",
+                "hold.dry_run is not true or false: found 1",
+            ],
+        ),
+        (pool("state_dir: ''\n"), &["6:12: state_dir is empty"]),
+        (
             pool("    auth: {}\n"),
             &["6:11: pools.main.auth needs exactly one source of the password: found none"],
         ),

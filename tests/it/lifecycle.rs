@@ -118,6 +118,7 @@ fn the_text_log_is_for_people() {
     child.kill().unwrap();
     child.wait().unwrap();
     let served = served.expect("a line for the verdict");
-    let words = ["INFO", "pool=\"main\"", "to=\"serve n0 at ", "evidence=\"n0=master (run_id "];
+    let words =
+        ["INFO", "pool=\"main\"", "to=\"serve n0 at ", "evidence=\"n0: says role:master, replid "];
     assert!(words.iter().all(|word| served.contains(word)), "{served}");
 }

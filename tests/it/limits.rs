@@ -1,6 +1,14 @@
 //! Too many clients, too few descriptors.
 
-use crate::support::{Client, Node, Rolegate, config, eventually};
+use std::{
+    io::ErrorKind,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::support::{
+    Client, Group, Node, PASSWORD, Rolegate, config, config_of_pools, eventually,
+};
 
 #[test]
 fn running_out_of_descriptors_does_not_end_the_listener() {
@@ -72,4 +80,34 @@ fn checks_go_on_when_descriptors_have_run_out() {
     }
     assert_eq!(first.call(&["PING"]).unwrap().text(), "PONG");
     assert_eq!(rolegate.log("backend is down").len(), 0);
+}
+
+#[test]
+fn checks_do_not_wait_behind_data() {
+    let groups = [Group::start(1), Group::start(2)];
+    let rolegate = Rolegate::start_ready(&config_of_pools(groups.iter()));
+    let login = |place| Client::login(rolegate.address_of(place), PASSWORD).unwrap();
+    let workers = thread::available_parallelism().unwrap().get();
+    let floods: Vec<_> = (0..2 * workers)
+        .flat_map(|_| {
+            let mut client = login(0);
+            let writer = client.flood(&["PING"]);
+            [writer, thread::spawn(move || _ = client.drain())]
+        })
+        .collect();
+    let mut client = login(1);
+    let out = || rolegate.metric(r#"rolegate_listener_bytes_total{direction="out",listener="p0"}"#);
+    let before = out();
+    eventually("much data moves", || (out() > before + 1e7).then_some(()));
+    let since = Instant::now();
+    let [old, new] = &groups[1].nodes[..] else { unreachable!() };
+    old.call(&["REPLICAOF", "127.0.0.1", &new.port().to_string()]);
+    assert_eq!(client.end().1, ErrorKind::ConnectionReset);
+    // The bench measures it: one interval of 100 ms and some milliseconds.
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    println!("control and data together: {:?} on the processors", rolegate.cpu());
+    drop(rolegate);
+    for thread in floods {
+        thread.join().unwrap();
+    }
 }

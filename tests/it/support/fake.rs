@@ -21,9 +21,18 @@ pub const INFO_MASTER: &str = "# Replication\r\nrole:master\r\nconnected_slaves:
     master_replid:8f9d9b3c1f0a4f6f8a3d0f4a5b6c7d8e9f001122\r\n\
     master_replid2:0000000000000000000000000000000000000000\r\nmaster_repl_offset:42\r\n";
 
+/// The same with this replid.
+pub fn info_master(replid: &str) -> String {
+    INFO_MASTER.replace("8f9d9b3c1f0a4f6f8a3d0f4a5b6c7d8e9f001122", replid)
+}
+
 /// The same of a replica.
 pub fn info_replica() -> String {
-    INFO_MASTER.replace("role:master", "role:slave")
+    replica(INFO_MASTER)
+}
+
+fn replica(info: &str) -> String {
+    info.replace("role:master", "role:slave")
 }
 
 /// A listening socket, and a thread for each connection. All end with the test process.
@@ -62,12 +71,13 @@ impl Fake {
         demoted: Arc<AtomicBool>,
         script: impl Fn(&mut FakeConnection, &[String]) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self::start(move |connection| connection.serve(&demoted, &script))
+        Self::start(move |connection| connection.serve(INFO_MASTER, &demoted, &script))
     }
 
     /// A master (a replica while the flag is set) that is checked over the one connection that it
     /// ever accepts. Others are refused, or while it `listens` wait in a backlog of one.
-    pub fn once(demoted: Arc<AtomicBool>, listens: bool) -> Self {
+    pub fn once(demoted: Arc<AtomicBool>, listens: bool, info: &str) -> Self {
+        let info = info.to_owned();
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         socket.listen(0).unwrap();
@@ -76,7 +86,7 @@ impl Fake {
         thread::spawn(move || -> io::Result<()> {
             let connection = FakeConnection { stream: BufReader::new(listener.accept()?.0) };
             let _listener = listens.then_some(listener);
-            connection.serve(&demoted, |_, _| Ok(()))
+            connection.serve(&info, &demoted, |_, _| Ok(()))
         });
         Self { address }
     }
@@ -101,13 +111,14 @@ impl FakeConnection {
     /// Answers checks, as a replica while the flag is set, and hands the rest to the script.
     fn serve(
         mut self,
+        info: &str,
         demoted: &AtomicBool,
         script: impl Fn(&mut Self, &[String]) -> io::Result<()>,
     ) -> io::Result<()> {
-        let replica = info_replica();
+        let replica = replica(info);
         loop {
             let command = self.command()?;
-            let info = if demoted.load(Ordering::Relaxed) { &replica } else { INFO_MASTER };
+            let info = if demoted.load(Ordering::Relaxed) { &replica } else { info };
             if !self.answer_check(&command, info)? {
                 script(&mut self, &command)?;
             }

@@ -15,8 +15,8 @@ use std::{
 
 pub use self::{
     client::{Client, Reply, encode},
-    fake::{Fake, FakeConnection, INFO_MASTER, bulk, info_replica},
-    redis::{Group, Node, PASSWORD, Sentinels, config},
+    fake::{Fake, FakeConnection, INFO_MASTER, bulk, info_master, info_replica},
+    redis::{Group, Node, PASSWORD, Sentinels, config, config_of_pools, with_sentinels},
     rolegate::{Rolegate, check_config, write_config},
 };
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     process::{Child, Command, Stdio},
     time::Instant,
 };
@@ -19,6 +19,7 @@ pub const PASSWORD: &str = "it-secret-93";
 pub struct Node {
     child: Child,
     program: &'static str,
+    host: Ipv4Addr,
     port: u16,
     folder: TempDir,
     password: Option<&'static str>,
@@ -27,18 +28,19 @@ pub struct Node {
 impl Node {
     /// Starts a redis-server with these lines of configuration beside the usual ones.
     pub fn start(lines: &[&str]) -> Self {
-        Self::start_program("redis-server", None, lines)
+        Self::start_program("redis-server", Ipv4Addr::LOCALHOST, None, lines)
     }
 
     /// The same, with [`PASSWORD`].
     pub fn start_with_password(lines: &[&str]) -> Self {
         let auth = [format!("requirepass {PASSWORD}"), format!("masterauth {PASSWORD}")];
         let lines: Vec<_> = auth.iter().map(String::as_str).chain(lines.iter().copied()).collect();
-        Self::start_program("redis-server", Some(PASSWORD), &lines)
+        Self::start_program("redis-server", Ipv4Addr::LOCALHOST, Some(PASSWORD), &lines)
     }
 
     fn start_program(
         program: &'static str,
+        host: Ipv4Addr,
         password: Option<&'static str>,
         lines: &[&str],
     ) -> Self {
@@ -47,7 +49,7 @@ impl Node {
             let folder = TempDir::new().unwrap();
             let port = free_port();
             let mut conf = format!(
-                "port {port}\nbind 127.0.0.1\ndir {}\nlogfile log\n",
+                "port {port}\nbind {host}\nbind-source-addr {host}\ndir {}\nlogfile log\n",
                 folder.path().display()
             );
             if program == "redis-server" {
@@ -57,7 +59,7 @@ impl Node {
             conf.push_str(&lines.join("\n"));
             fs::write(folder.path().join("node.conf"), conf).unwrap();
             let child = spawn(program, &folder);
-            let mut node = Self { child, program, port, folder, password };
+            let mut node = Self { child, program, host, port, folder, password };
             if node.is_up() {
                 return node;
             }
@@ -76,7 +78,7 @@ impl Node {
     }
 
     pub fn address(&self) -> SocketAddr {
-        ([127, 0, 0, 1], self.port).into()
+        (self.host, self.port).into()
     }
 
     pub fn port(&self) -> u16 {
@@ -152,7 +154,7 @@ impl Node {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 }
@@ -204,7 +206,7 @@ pub fn config(backends: &[SocketAddr], password: Option<&str>) -> String {
         backends.iter().enumerate().map(|(i, address)| format!("n{i}: '{address}'")).collect();
     let auth = password.map(|p| format!("    auth: {{ password: '{p}' }}\n")).unwrap_or_default();
     format!(
-        "listeners:\n  redis: {{ bind: 127.0.0.1:0, pool: main }}\n\
+        "listeners:\n  redis: {{ bind: 127.0.0.1:0, pool: main, hold: {{ timeout: 0s }} }}\n\
          pools:\n  main:\n    backends: {{ {} }}\n{auth}    \
          check: {{ interval: 100ms, timeout: 500ms, fall: 2 }}\n\
          admin: {{ bind: 127.0.0.1:0 }}\nlog: {{ format: json, level: debug }}\n",
@@ -212,37 +214,104 @@ pub fn config(backends: &[SocketAddr], password: Option<&str>) -> String {
     )
 }
 
+/// A configuration of the kind of [`config`] with a pool and a listener for each of these groups,
+/// named `p0`, `p1`, …
+pub fn config_of_pools<'a>(groups: impl Iterator<Item = &'a Group> + Clone) -> String {
+    let listener = |i: usize| {
+        format!("  p{i}: {{ bind: 127.0.0.1:0, pool: p{i}, hold: {{ timeout: 0s }} }}\n")
+    };
+    let pool = |(i, group): (usize, &Group)| {
+        let nodes = group.nodes.iter().enumerate();
+        let backends: Vec<_> =
+            nodes.map(|(n, node)| format!("n{n}: '{}'", node.address())).collect();
+        let backends = backends.join(", ");
+        format!("  p{i}:\n    backends: {{ {backends} }}\n    auth: {{ password: '{PASSWORD}' }}\n")
+    };
+    let count = groups.clone().count();
+    let listeners: String = (0..count).map(listener).collect();
+    let pools: String = groups.enumerate().map(pool).collect();
+    format!(
+        "listeners:\n{listeners}pools:\n{pools}admin: {{ bind: 127.0.0.1:0 }}\n\
+         log: {{ format: json, level: info }}\n"
+    )
+}
+
+/// The configuration with these Sentinels for the pool.
+pub fn with_sentinels(config: &str, addresses: &[SocketAddr]) -> String {
+    let addresses: Vec<_> = addresses.iter().map(|address| format!("'{address}'")).collect();
+    let addresses = addresses.join(", ");
+    let sentinel = format!("    sentinel: {{ master_name: it, addresses: [{addresses}] }}\n");
+    config.replace("admin:", &format!("{sentinel}admin:"))
+}
+
 /// Three Sentinels that watch a group's master, with quorum 2.
 pub struct Sentinels {
-    _nodes: Vec<Node>,
+    pub nodes: Vec<Node>,
 }
 
 impl Sentinels {
     pub fn start(group: &Group) -> Self {
+        Self::start_with(Ipv4Addr::LOCALHOST, group, &[], None)
+    }
+
+    /// The same at this address of the loopback, from which they connect, too; with more lines of
+    /// configuration, and the password that these set.
+    pub fn start_with(
+        host: Ipv4Addr,
+        group: &Group,
+        more: &[&str],
+        password: Option<&'static str>,
+    ) -> Self {
         let monitor = format!("sentinel monitor it 127.0.0.1 {} 2", group.nodes[0].port());
         let auth = format!("sentinel auth-pass it {PASSWORD}");
-        let lines = [
+        let mut lines = vec![
             monitor.as_str(),
             "sentinel down-after-milliseconds it 1000",
             "sentinel failover-timeout it 10000",
             &auth,
         ];
-        let nodes: Vec<_> =
-            (0..3).map(|_| Node::start_program("redis-sentinel", None, &lines)).collect();
-        let replicas = (group.nodes.len() - 1).to_string();
+        lines.extend(more);
+        let start = || Node::start_program("redis-sentinel", host, password, &lines);
+        let nodes: Vec<_> = (0..3).map(|_| start()).collect();
         for node in &nodes {
             eventually("every Sentinel knows the group", || {
-                let Reply::Array(fields) = node.call(&["SENTINEL", "MASTER", "it"]) else {
+                let master = node.call(&["SENTINEL", "MASTER", "it"]);
+                let Reply::Array(replicas) = node.call(&["SENTINEL", "REPLICAS", "it"]) else {
                     return None;
                 };
-                let field = |name: &str| {
-                    let at = fields.iter().position(|field| field.text() == name)?;
-                    Some(fields.get(at + 1)?.text())
+                // One that it has not heard from yet would not be promoted.
+                let heard = |replica: &Reply| {
+                    field(replica, "flags").as_deref() == Some("slave")
+                        && field(replica, "master-link-status").as_deref() == Some("ok")
                 };
-                (field("num-slaves")? == replicas && field("num-other-sentinels")? == "2")
-                    .then_some(())
+                (field(&master, "num-other-sentinels")? == "2"
+                    && replicas.len() == group.nodes.len() - 1
+                    && replicas.iter().all(heard))
+                .then_some(())
             });
         }
-        Self { _nodes: nodes }
+        Self { nodes }
     }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(Node::address).collect()
+    }
+
+    /// The port of the master that at least two of them name.
+    pub fn master(&self) -> Option<u16> {
+        let ask = |node: &Node| {
+            let address = node.call(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "it"]).text();
+            address.rsplit(' ').next()?.parse::<u16>().ok()
+        };
+        let named: Vec<_> = self.nodes.iter().filter_map(ask).collect();
+        let often = |port: &&u16| named.iter().filter(|other| other == port).count() > 1;
+        named.iter().find(often).copied()
+    }
+}
+
+/// The value after this name in a Sentinel's list of names and values.
+fn field(reply: &Reply, name: &str) -> Option<String> {
+    let Reply::Array(fields) = reply else { return None };
+    let at = fields.iter().position(|field| field.text() == name)?;
+    Some(fields.get(at + 1)?.text())
 }

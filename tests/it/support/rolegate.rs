@@ -65,7 +65,12 @@ impl Rolegate {
 
     /// Where its first listener accepts.
     pub fn address(&self) -> SocketAddr {
-        self.log("listening")[0]["address"].as_str().unwrap().parse().unwrap()
+        self.address_of(0)
+    }
+
+    /// Where the listener at this place of the config accepts.
+    pub fn address_of(&self, place: usize) -> SocketAddr {
+        self.log("listening")[place]["address"].as_str().unwrap().parse().unwrap()
     }
 
     fn admin(&self) -> SocketAddr {
@@ -186,6 +191,16 @@ impl Rolegate {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// The time that all its threads have spent on a processor.
+    pub fn cpu(&self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let spent = tasks.map(Result::unwrap).map(|task| {
+            let stat = fs::read_to_string(task.path().join("schedstat")).unwrap();
+            stat.split(' ').next().unwrap().parse::<u64>().unwrap()
+        });
+        Duration::from_nanos(spent.sum())
     }
 
     pub fn signal(&self, signal: Signal) {

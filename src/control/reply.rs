@@ -2,7 +2,7 @@
 
 use redis::{ServerError, Value};
 
-use super::Problem;
+use super::route::Problem;
 use crate::topology::{Failure, Role};
 
 /// A failure's words are cut to this length, in characters.
@@ -33,7 +33,10 @@ pub(super) fn pong(reply: &Value) -> Result<(), Problem> {
 /// The reply to INFO.
 pub(super) fn info(reply: Value) -> Result<Info, Problem> {
     match reply {
-        Value::BulkString(bytes) => Ok(Info(String::from_utf8_lossy(&bytes).into_owned())),
+        Value::BulkString(bytes) => Ok(Info(match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+        })),
         Value::ServerError(error) => Err(server(&error)),
         _ => Err(unexpected("INFO")),
     }
@@ -62,8 +65,7 @@ pub(super) struct Info(String);
 
 impl Info {
     fn field(&self, name: &str) -> Option<&str> {
-        let mut lines = self.0.lines().filter(|line| !line.starts_with('#'));
-        lines.find_map(|line| line.split_once(':').filter(|(n, _)| *n == name).map(|(_, v)| v))
+        self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
     }
 
     /// The field as text that is fit to be shown.
@@ -96,7 +98,7 @@ pub(super) fn classify_greeting(greeting: &[u8]) -> Option<Failure> {
     Some(classify(code, details))
 }
 
-fn server(error: &ServerError) -> Problem {
+pub(super) fn server(error: &ServerError) -> Problem {
     let details = error.details().unwrap_or_default();
     Problem {
         failure: classify(error.code(), details),
@@ -112,7 +114,7 @@ fn unexpected(command: &str) -> Problem {
 }
 
 /// Texts as Redis 2.8 to 8 and Valkey 7 to 9 send them.
-fn classify(code: &str, details: &str) -> Failure {
+pub(super) fn classify(code: &str, details: &str) -> Failure {
     match code {
         "BUSY" => Failure::Busy,
         "DENIED" => Failure::Denied,
@@ -133,7 +135,11 @@ fn classify(code: &str, details: &str) -> Failure {
 
 /// Fit for a log line: one line, no control characters, bounded.
 pub(super) fn tidy(text: &str) -> String {
-    let clean = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
+    let text = text.trim();
+    if text.len() <= MAX_WORDS && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+        return text.to_owned();
+    }
+    let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     clean.take(MAX_WORDS).collect()
 }
 

@@ -1,0 +1,214 @@
+//! One connection of the `redis` crate over a stream of ours, which notices what the crate does not
+//! tell.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use redis::{
+    AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError, Value,
+    aio::MultiplexedConnection,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{reply, route::Problem};
+use crate::{net, topology::Failure};
+
+/// All replies of one check together may not be longer, in bytes. INFO replication has about 100
+/// for each replica.
+const MAX_REPLIES: usize = 1 << 20;
+
+/// So much of what a peer sends first is remembered: enough for an error's code.
+const MAX_GREETING: usize = 64;
+
+/// A connection. Its errors say what the peer said or did.
+pub(super) struct Wire {
+    connection: MultiplexedConnection,
+    /// Moves the connection's bytes, and with the wire it ends.
+    _driver: JoinSet<()>,
+    tap: Arc<Tap>,
+}
+
+impl Wire {
+    /// Logs in as `info` says. The caller has the deadlines. A peer that acknowledges nothing for
+    /// as long as `patience` is given up.
+    pub(super) async fn new(
+        stream: TcpStream,
+        patience: Duration,
+        info: RedisConnectionInfo,
+        config: AsyncConnectionConfig,
+    ) -> Result<Self, Problem> {
+        net::set_user_timeout(&stream, patience).map_err(|error| Problem::io(&error))?;
+        let tap = Arc::new(Tap::default());
+        let (connection, driver) = MultiplexedConnection::new_with_config(
+            &info.set_skip_set_lib_name(),
+            Tapped { stream, tap: tap.clone() },
+            config.set_response_timeout(None),
+        )
+        .await
+        .map_err(|error| tap.problem(&error))?;
+        let mut drivers = JoinSet::new();
+        let cut = tap.cut.clone();
+        drivers.spawn(async move {
+            driver.await;
+            cut.cancel();
+        });
+        Ok(Self { connection, _driver: drivers, tap })
+    }
+
+    /// Whether the connection is of no more use.
+    pub(super) fn is_cut(&self) -> bool {
+        self.tap.cut.is_cancelled()
+    }
+
+    /// Resolves when the peer closes the connection, also while nothing is asked.
+    pub(super) async fn cut(&self) {
+        self.tap.cut.cancelled().await;
+    }
+
+    /// One reply for each command; an error reply is a value.
+    pub(super) async fn send(&mut self, commands: &Pipeline) -> Result<Vec<Value>, Problem> {
+        self.forget_bytes();
+        let replies = self.connection.send_packed_commands(commands, 0, commands.len()).await;
+        let replies = replies.map_err(|error| self.tap.problem(&error))?;
+        self.tap.heard().settled = true;
+        Ok(replies)
+    }
+
+    /// Subscribes to one channel, on a connection with a push sender.
+    pub(super) async fn subscribe(&mut self, channel: &str) -> Result<(), RedisError> {
+        self.connection.subscribe(channel).await
+    }
+
+    /// Begins to count received bytes anew.
+    pub(super) fn forget_bytes(&self) {
+        self.tap.heard().received = 0;
+    }
+}
+
+/// What the stream under the connection notices. The `redis` crate tells neither when an idle
+/// connection ends, nor what a backend said unasked, nor does it bound a reply.
+#[derive(Debug, Default)]
+struct Tap {
+    cut: CancellationToken,
+    heard: Mutex<Heard>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    /// Bytes since the check began.
+    received: usize,
+    /// The first bytes of the connection.
+    greeting: Vec<u8>,
+    /// A check has had all its replies: what came first is no reason for what comes later.
+    settled: bool,
+    /// The backend's FIN came, or this error of the stream.
+    ended: Option<Result<(), io::ErrorKind>>,
+}
+
+impl Tap {
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of bytes that came; none is the backend's FIN.
+    fn take(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut heard = self.heard();
+        let room = MAX_GREETING - heard.greeting.len();
+        heard.greeting.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        heard.received += bytes.len();
+        if heard.received > MAX_REPLIES {
+            let words = format!("the replies are longer than {MAX_REPLIES} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+        }
+        if bytes.is_empty() {
+            heard.ended = Some(Ok(()));
+            self.cut.cancel();
+        }
+        Ok(())
+    }
+
+    /// Takes note of an error of the stream.
+    fn fail(&self, error: io::Error) -> io::Error {
+        self.heard().ended = Some(Err(error.kind()));
+        self.cut.cancel();
+        error
+    }
+
+    /// Why the connection failed. An error that the backend sent before it hung up tells more than
+    /// the hang-up. It may repeat the password, so its words are dropped.
+    fn problem(&self, error: &RedisError) -> Problem {
+        let heard = self.heard();
+        let greeting = reply::classify_greeting(&heard.greeting);
+        if let Some(failure) = greeting.filter(|_| !heard.settled) {
+            return Problem { failure, words: None };
+        }
+        if let Some(code) = error.code().filter(|_| heard.ended.is_none()) {
+            // The peer refused the login. Its words may repeat the password.
+            return Problem {
+                failure: reply::classify(code, error.detail().unwrap_or_default()),
+                words: None,
+            };
+        }
+        let failure = match heard.ended {
+            Some(Err(io::ErrorKind::InvalidData)) => Failure::Protocol,
+            // The system gave up on a host that acknowledges nothing.
+            Some(Err(io::ErrorKind::TimedOut)) => Failure::Timeout,
+            Some(_) => Failure::Cut,
+            // The stream is well; it is what came over it that the parser gave up on.
+            None => Failure::Protocol,
+        };
+        let words = match failure {
+            Failure::Protocol => "a reply that is not RESP, or is too long".to_owned(),
+            _ => reply::tidy(&error.to_string()),
+        };
+        Problem { failure, words: Some(words) }
+    }
+}
+
+/// The connection's stream, with a tap on what comes in.
+struct Tapped {
+    stream: TcpStream,
+    tap: Arc<Tap>,
+}
+
+impl AsyncRead for Tapped {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        let read = read.and_then(|()| self.tap.take(&buf.filled()[before..]));
+        Poll::Ready(read.map_err(|error| self.tap.fail(error)))
+    }
+}
+
+impl AsyncWrite for Tapped {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
+        Poll::Ready(written.map_err(|error| self.tap.fail(error)))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

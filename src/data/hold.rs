@@ -1,0 +1,182 @@
+//! Clients that wait for a backend to be served: in the order in which they came, bounded, and each
+//! at the cost of its socket alone. They wait on the accepting thread, which has nothing else to do.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use tokio::time::Instant;
+
+use super::{session::Session, worker::Workers};
+use crate::metrics::CloseReason;
+
+/// What poll(2) tells of a client that gives up, whatever it has sent before.
+pub(super) const GONE: PollFlags =
+    PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR).union(PollFlags::NVAL);
+
+/// All clients that wait, by listener.
+#[derive(Debug)]
+pub struct Holds {
+    queues: Vec<VecDeque<Held>>,
+    returned: mpsc::Receiver<Held>,
+    wake: Arc<OwnedFd>,
+}
+
+/// How sessions get back to the queue, and how the queue learns of a new View.
+#[derive(Clone, Debug)]
+pub struct Returns {
+    // As many as there are sessions at the most.
+    sessions: mpsc::Sender<Held>,
+    wake: Arc<OwnedFd>,
+}
+
+#[derive(Debug)]
+pub(super) struct Held {
+    session: Session,
+    /// The backend of this View's epoch refused the connection: only a later View is of use.
+    failed: Option<u64>,
+}
+
+impl Returns {
+    /// Makes the accepting thread look at the Views again.
+    pub fn wake(&self) {
+        // It only fails where the thread is awake or gone.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Lets a session wait: for a View that serves, and after the one that `failed`.
+    pub(super) fn hold(&self, session: Session, failed: Option<u64>) {
+        match self.sessions.send(Held { session, failed }) {
+            Ok(()) => self.wake(),
+            // Nobody accepts any more.
+            Err(mpsc::SendError(held)) => held.session.close(CloseReason::Shutdown),
+        }
+    }
+}
+
+impl Holds {
+    /// One queue for each listener.
+    pub fn new(listeners: usize) -> io::Result<(Self, Returns)> {
+        let (sessions, returned) = mpsc::channel();
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let queues = (0..listeners).map(|_| VecDeque::new()).collect();
+        Ok((Self { queues, returned, wake: wake.clone() }, Returns { sessions, wake }))
+    }
+
+    /// Readable when there is something to do.
+    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// The sockets of all who wait, queue by queue.
+    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.queues.iter().flatten().map(|held| held.session.fd())
+    }
+
+    /// How long until the next one has waited for long enough.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        let next = self.queues.iter().flatten().map(Held::deadline).min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    /// Lets those go who gave up, by their order in [`Self::fds`].
+    pub(super) fn drop_gone(&mut self, gone: &[bool]) {
+        let mut gone = gone.iter().copied();
+        for queue in &mut self.queues {
+            for held in std::mem::take(queue) {
+                if gone.next().unwrap_or(false) {
+                    held.session.leave_hold().close(CloseReason::ClientClosed);
+                } else {
+                    queue.push_back(held);
+                }
+            }
+        }
+    }
+
+    /// A new client: to a worker, or into the queue.
+    pub(super) fn admit(&mut self, session: Session, workers: &Workers) {
+        if session.shared().view.borrow().verdict.served().is_some() {
+            workers.take(session);
+        } else {
+            self.insert(Held { session, failed: None }, workers);
+        }
+    }
+
+    /// Takes back the sessions that found no backend, and moves on whoever waits no longer.
+    pub(super) fn turn(&mut self, workers: &Workers) {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.wake, &mut count);
+        while let Ok(held) = self.returned.try_recv() {
+            self.insert(held, workers);
+        }
+        let now = Instant::now();
+        for queue in &mut self.queues {
+            let Some(shared) = queue.front().map(|held| held.session.shared().clone()) else {
+                continue;
+            };
+            let view = shared.view.borrow().clone();
+            let serves = view.verdict.served().is_some();
+            for mut held in std::mem::take(queue) {
+                held.failed.take_if(|failed| *failed < view.epoch);
+                if serves && held.failed.is_none() {
+                    workers.take(held.session.leave_hold());
+                } else if held.deadline() <= now {
+                    let reason = match held.failed {
+                        Some(_) => CloseReason::ConnectFailed,
+                        None => CloseReason::HoldTimeout,
+                    };
+                    dismiss(held.session.leave_hold(), reason, workers);
+                } else {
+                    queue.push_back(held);
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, held: Held, workers: &Workers) {
+        let Held { session, failed } = held;
+        let shared = session.shared().clone();
+        let rules = shared.hold;
+        if rules.timeout.is_zero() || rules.dry_run {
+            if rules.dry_run {
+                shared.metrics.held_total.inc();
+            }
+            let reason = failed.map_or(CloseReason::Refused, |_| CloseReason::ConnectFailed);
+            return dismiss(session, reason, workers);
+        }
+        let queue = &mut self.queues[shared.place];
+        if queue.len() >= rules.max {
+            return dismiss(session, CloseReason::HoldFull, workers);
+        }
+        // One that comes back has its old place.
+        let at = queue.partition_point(|other| other.session.opened() <= session.opened());
+        queue.insert(at, Held { session: session.enter_hold(), failed });
+    }
+}
+
+impl Held {
+    fn deadline(&self) -> Instant {
+        let shared = self.session.shared();
+        match self.failed {
+            Some(_) => self.session.opened() + shared.connect_timeout,
+            None => self.session.held_since() + shared.hold.timeout,
+        }
+    }
+}
+
+/// Closes a client that gets no backend, by way of a worker if it is to be told why.
+fn dismiss(session: Session, reason: CloseReason, workers: &Workers) {
+    if reason == CloseReason::HoldTimeout {
+        session.shared().metrics.hold_timeouts.inc();
+    }
+    if reason == CloseReason::ConnectFailed || !session.shared().hold.error_reply {
+        session.close(reason);
+    } else {
+        workers.take(session.dismissed(reason));
+    }
+}

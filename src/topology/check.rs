@@ -1,0 +1,228 @@
+//! What a check of one backend finds.
+
+use std::{fmt, net::SocketAddr};
+
+/// What a backend says it is in `INFO replication`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `role:master`.
+    Master,
+    /// `role:slave`.
+    Replica,
+}
+
+impl Role {
+    /// Every role, in the order in which metrics show them.
+    pub const ALL: [Self; 2] = [Self::Master, Self::Replica];
+
+    /// The word for this role in config, metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Master => "master",
+            Self::Replica => "replica",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a backend answered to a full check: PING said PONG and INFO named a role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The address that was checked; sessions connect to this very address.
+    pub address: SocketAddr,
+    /// `role`.
+    pub role: Role,
+    /// `run_id` of INFO server: names one server process.
+    pub run_id: String,
+    /// `master_replid`.
+    pub replid: String,
+    /// `master_replid2`; `None` while it is all zeros.
+    pub replid2: Option<String>,
+    /// `master_repl_offset` of a master, `slave_repl_offset` of a replica.
+    pub offset: Option<u64>,
+    /// `master_link_status:up`; `None` for a master.
+    pub link_up: Option<bool>,
+}
+
+impl Answer {
+    /// Whether the process that has this run_id answered. One without a run_id is never known.
+    pub fn is_process(&self, run_id: &str) -> bool {
+        !run_id.is_empty() && self.run_id == run_id
+    }
+
+    /// Whether the two differ in nothing but the offset.
+    pub fn claims_the_same(&self, other: &Self) -> bool {
+        // Named one by one, so that a new field is not forgotten here.
+        let Self { address, role, run_id, replid, replid2, offset: _, link_up } = self;
+        (address, role, run_id, replid, replid2, link_up)
+            == (
+                &other.address,
+                &other.role,
+                &other.run_id,
+                &other.replid,
+                &other.replid2,
+                &other.link_up,
+            )
+    }
+}
+
+/// Why a check failed. A closed set: each is a metric label and a log reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// The host refused the connection: nothing listens there.
+    Refused,
+    /// The host or its network cannot be reached.
+    Unreachable,
+    /// The backend's name does not resolve.
+    Unresolved,
+    /// rolegate has no descriptor or local port left to check with.
+    NoResources,
+    /// No complete answer within the check's timeout.
+    Timeout,
+    /// The backend closed or reset the connection before it had answered.
+    Cut,
+    /// `-LOADING`: the dataset is being read.
+    Loading,
+    /// `-BUSY`: a script runs, and this connection had no answer before it.
+    Busy,
+    /// `-MASTERDOWN`: a replica that may not serve stale data.
+    MasterDown,
+    /// `-NOAUTH`: the backend wants a password and none is configured.
+    NoAuth,
+    /// `-WRONGPASS`, or an older server's words for it.
+    WrongPass,
+    /// A password is configured and the backend has none.
+    AuthNotSet,
+    /// `-NOPERM`: the user may not run PING or INFO.
+    NoPerm,
+    /// `-DENIED`: protected mode.
+    Denied,
+    /// `-ERR max number of clients reached`.
+    MaxClients,
+    /// Any other error reply.
+    ErrorReply,
+    /// INFO has no role: a Sentinel, or something that is not Redis.
+    NoRole,
+    /// The answer is not RESP, not of the right kind, or too long.
+    Protocol,
+}
+
+impl Failure {
+    /// Every failure.
+    pub const ALL: [Self; 18] = [
+        Self::Refused,
+        Self::Unreachable,
+        Self::Unresolved,
+        Self::NoResources,
+        Self::Timeout,
+        Self::Cut,
+        Self::Loading,
+        Self::Busy,
+        Self::MasterDown,
+        Self::NoAuth,
+        Self::WrongPass,
+        Self::AuthNotSet,
+        Self::NoPerm,
+        Self::Denied,
+        Self::MaxClients,
+        Self::ErrorReply,
+        Self::NoRole,
+        Self::Protocol,
+    ];
+
+    /// The word for this failure in metrics, logs and `/status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Unresolved => "unresolved",
+            Self::NoResources => "no_resources",
+            Self::Timeout => "timeout",
+            Self::Cut => "cut",
+            Self::Loading => "loading",
+            Self::Busy => "busy",
+            Self::MasterDown => "masterdown",
+            Self::NoAuth => "noauth",
+            Self::WrongPass => "wrongpass",
+            Self::AuthNotSet => "auth_not_set",
+            Self::NoPerm => "noperm",
+            Self::Denied => "denied",
+            Self::MaxClients => "maxclients",
+            Self::ErrorReply => "error_reply",
+            Self::NoRole => "no_role",
+            Self::Protocol => "protocol",
+        }
+    }
+
+    /// Whose side it is and what to do, for a log line.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Refused => "nothing listens on this address: is the backend running?",
+            Self::Unreachable => "the network does not reach this address",
+            Self::Unresolved => "the backend's name does not resolve: check the config and DNS",
+            Self::NoResources => {
+                "rolegate itself is out of descriptors, ports or memory: raise its limits"
+            }
+            Self::Timeout => "the backend is silent: hung, stopped, overloaded or cut off",
+            Self::Cut => "the backend closed the connection before it answered",
+            Self::Loading => "the backend is reading its dataset; it answers when that is done",
+            Self::Busy => "the backend runs a long script; it answers when that is done",
+            Self::MasterDown => "a replica without its master that may not serve stale data",
+            Self::NoAuth => "the backend wants a password: set auth in the pool",
+            Self::WrongPass => "the backend refuses the pool's username or password",
+            Self::AuthNotSet => "the pool has a password but the backend has none: remove auth",
+            Self::NoPerm => "the check's user needs the ACL rules +ping +info",
+            Self::Denied => "the backend is in protected mode and does not serve this host",
+            Self::MaxClients => "the backend has reached its maxclients",
+            Self::ErrorReply => "the backend answered the check with an error",
+            Self::NoRole => "INFO names no role: a Sentinel, or not a Redis data node",
+            Self::Protocol => "the answer is not what Redis answers: is this a Redis port?",
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What the monitor holds to be true of one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// No check has ended yet.
+    Unchecked,
+    /// The last verdict of its checks is this answer.
+    Up(Answer),
+    /// Its checks fail.
+    Down(Failure),
+}
+
+impl State {
+    /// The role, as far as it is proven.
+    pub fn role(&self) -> Option<Role> {
+        self.answer().map(|answer| answer.role)
+    }
+
+    /// What it answered, unless it is down.
+    pub fn answer(&self) -> Option<&Answer> {
+        match self {
+            Self::Up(answer) => Some(answer),
+            Self::Unchecked | Self::Down(_) => None,
+        }
+    }
+
+    /// The word for this state in logs and `/status`.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unchecked => "unchecked",
+            Self::Up(_) => "up",
+            Self::Down(_) => "down",
+        }
+    }
+}
