@@ -29,8 +29,13 @@ use crate::{
 /// From one question to the next while nothing happens.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Questions start at least so far apart.
+/// Questions start at least so far apart, and those that only an event calls for, so far.
 const MIN_GAP: Duration = Duration::from_millis(5);
+const EVENT_GAP: Duration = Duration::from_millis(50);
+
+/// From one question to the next a Sentinel may send so many bytes. An answer has about 1,000, and
+/// all events of a failover together 3,000.
+const MAX_BYTES: usize = 64 * 1024;
 
 /// Between attempts to connect; doubled each time.
 const RETRY: std::ops::RangeInclusive<Duration> =
@@ -173,7 +178,7 @@ impl Sentinel {
         }
         let push = move |event| events.try_send(event).map_err(|_| ());
         let config = AsyncConnectionConfig::new().set_push_sender(push);
-        let mut wire = Wire::new(stream, PATIENCE, info, config).await?;
+        let mut wire = Wire::new(stream, PATIENCE, MAX_BYTES, info, config).await?;
         for channel in CHANNELS {
             let Err(error) = wire.subscribe(channel).await else {
                 continue;
@@ -223,25 +228,23 @@ impl Sentinel {
                     self.news.send(news).await.ok()?;
                 }
             }
-            let next = sleep_until(*asked + INTERVAL.mul_f64(1.0 - 0.1 * fastrand::f64()));
-            tokio::pin!(next);
+            let mut next = *asked + INTERVAL.mul_f64(1.0 - 0.1 * fastrand::f64());
             loop {
                 tokio::select! {
                     biased;
                     Some(push) = pushed.recv() => {
-                        wire.forget_bytes();
                         let Some(event) = event(&push, &self.master_name) else {
                             continue;
                         };
                         self.news.send(News::Event { place, event }).await.ok()?;
+                        next = next.min(*asked + EVENT_GAP);
                     }
-                    () = self.question.notified() => {}
+                    () = self.question.notified() => break,
                     () = wire.cut() => {
                         return Some(Problem { failure: Failure::Cut, words: None });
                     }
-                    () = &mut next => {}
+                    () = sleep_until(next) => break,
                 }
-                break;
             }
             sleep_until(*asked + MIN_GAP).await;
         }

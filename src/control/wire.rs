@@ -23,10 +23,6 @@ use tokio_util::sync::CancellationToken;
 use super::{reply, route::Problem};
 use crate::{net, topology::Failure};
 
-/// All replies of one check together may not be longer, in bytes. INFO replication has about 100
-/// for each replica.
-const MAX_REPLIES: usize = 1 << 20;
-
 /// So much of what a peer sends first is remembered: enough for an error's code.
 const MAX_GREETING: usize = 64;
 
@@ -39,16 +35,17 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// Logs in as `info` says. The caller has the deadlines. A peer that acknowledges nothing for
-    /// as long as `patience` is given up.
+    /// Logs in as `info` says. The caller has the deadlines. A peer is given up that acknowledges
+    /// nothing for as long as `patience`, or sends more than `max_bytes` between two commands.
     pub(super) async fn new(
         stream: TcpStream,
         patience: Duration,
+        max_bytes: usize,
         info: RedisConnectionInfo,
         config: AsyncConnectionConfig,
     ) -> Result<Self, Problem> {
         net::set_user_timeout(&stream, patience).map_err(|error| Problem::io(&error))?;
-        let tap = Arc::new(Tap::default());
+        let tap = Arc::new(Tap { max_bytes, ..Tap::default() });
         let (connection, driver) = MultiplexedConnection::new_with_config(
             &info.set_skip_set_lib_name(),
             Tapped { stream, tap: tap.clone() },
@@ -77,7 +74,7 @@ impl Wire {
 
     /// One reply for each command; an error reply is a value.
     pub(super) async fn send(&mut self, commands: &Pipeline) -> Result<Vec<Value>, Problem> {
-        self.forget_bytes();
+        self.tap.heard().received = 0;
         let replies = self.connection.send_packed_commands(commands, 0, commands.len()).await;
         let replies = replies.map_err(|error| self.tap.problem(&error))?;
         self.tap.heard().settled = true;
@@ -88,17 +85,13 @@ impl Wire {
     pub(super) async fn subscribe(&mut self, channel: &str) -> Result<(), RedisError> {
         self.connection.subscribe(channel).await
     }
-
-    /// Begins to count received bytes anew.
-    pub(super) fn forget_bytes(&self) {
-        self.tap.heard().received = 0;
-    }
 }
 
 /// What the stream under the connection notices. The `redis` crate tells neither when an idle
 /// connection ends, nor what a backend said unasked, nor does it bound a reply.
 #[derive(Debug, Default)]
 struct Tap {
+    max_bytes: usize,
     cut: CancellationToken,
     heard: Mutex<Heard>,
 }
@@ -126,8 +119,8 @@ impl Tap {
         let room = MAX_GREETING - heard.greeting.len();
         heard.greeting.extend_from_slice(&bytes[..bytes.len().min(room)]);
         heard.received += bytes.len();
-        if heard.received > MAX_REPLIES {
-            let words = format!("the replies are longer than {MAX_REPLIES} bytes");
+        if heard.received > self.max_bytes {
+            let words = format!("the replies are longer than {} bytes", self.max_bytes);
             return Err(io::Error::new(io::ErrorKind::InvalidData, words));
         }
         if bytes.is_empty() {

@@ -402,3 +402,22 @@ fn a_sentinel_with_a_password_and_little_rights_is_enough() {
     });
     assert!(!wrong.output().contains("\"wrong\""));
 }
+
+#[test]
+fn a_sentinel_that_never_stops_talking_is_cut_off() {
+    let group = Group::start(2);
+    let chatter = fake(|connection, _| {
+        loop {
+            push(connection, "+odown", "master it 127.0.0.1 1 #quorum 2/2")?;
+        }
+    });
+    let rolegate = Rolegate::start_ready(&with_sentinels(&group.config(), &addresses(&[chatter])));
+    eventually("it is cut off", || {
+        let sentinels = pool(&rolegate)["sentinels"].as_object()?.clone();
+        sentinels
+            .values()
+            .all(|s| s["says"].as_str().unwrap().starts_with("protocol"))
+            .then_some(())
+    });
+    assert_eq!(pool(&rolegate)["master"], "n0");
+}

@@ -17,6 +17,10 @@ use crate::{
     topology::{Answer, Failure, Role},
 };
 
+/// All replies of one check together may not be longer, in bytes. INFO replication has about 100
+/// for each replica.
+const MAX_REPLIES: usize = 1 << 20;
+
 pub(super) struct Link {
     wire: Wire,
     address: SocketAddr,
@@ -29,7 +33,7 @@ impl Link {
     pub(super) async fn new(stream: TcpStream, patience: Duration) -> Result<Self, Problem> {
         let address = stream.peer_addr().map_err(|error| Problem::io(&error))?;
         let (info, config) = (RedisConnectionInfo::default(), AsyncConnectionConfig::new());
-        let wire = Wire::new(stream, patience, info, config).await?;
+        let wire = Wire::new(stream, patience, MAX_REPLIES, info, config).await?;
         Ok(Self { wire, address, logged_in: false, proven: None })
     }
 
