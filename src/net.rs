@@ -162,6 +162,18 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 
+    #[test]
+    fn accepted_clients_have_the_options_of_their_listener() {
+        let listener = listen(Bind::One((Ipv4Addr::LOCALHOST, 0).into())).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let socket = SockRef::from(&accepted);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(VANISHED));
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+    }
+
     #[tokio::test]
     async fn sent_means_that_nothing_waits_in_our_kernel() {
         let listener = listen(Bind::One((Ipv4Addr::LOCALHOST, 0).into())).unwrap();
