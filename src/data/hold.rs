@@ -38,8 +38,8 @@ pub struct Returns {
 #[derive(Debug)]
 pub(super) struct Held {
     session: Session,
-    /// The backend of this View's epoch refused the connection: only a later View is of use.
-    failed: Option<u64>,
+    /// The backend of this View's epoch refused the connection, then: only a later View is of use.
+    failed: Option<(u64, Instant)>,
 }
 
 impl Returns {
@@ -51,6 +51,7 @@ impl Returns {
 
     /// Lets a session wait: for a View that serves, and after the one that `failed`.
     pub(super) fn hold(&self, session: Session, failed: Option<u64>) {
+        let failed = failed.map(|epoch| (epoch, Instant::now()));
         match self.sessions.send(Held { session, failed }) {
             Ok(()) => self.wake(),
             // Nobody accepts any more.
@@ -122,7 +123,7 @@ impl Holds {
             let view = shared.view.borrow().clone();
             let serves = view.verdict.served().is_some();
             for mut held in std::mem::take(queue) {
-                held.failed.take_if(|failed| *failed < view.epoch);
+                held.failed.take_if(|(epoch, _)| *epoch < view.epoch);
                 if serves && held.failed.is_none() {
                     workers.take(held.session.leave_hold());
                 } else if held.deadline() <= now {
@@ -162,9 +163,11 @@ impl Holds {
 impl Held {
     fn deadline(&self) -> Instant {
         let shared = self.session.shared();
+        let end = self.session.held_since() + shared.hold.timeout;
         match self.failed {
-            Some(_) => self.session.opened() + shared.connect_timeout,
-            None => self.session.held_since() + shared.hold.timeout,
+            // The next check tells more; but a master that comes and goes keeps nobody for ever.
+            Some((_, at)) => end.min(at + shared.connect_timeout),
+            None => end,
         }
     }
 }
