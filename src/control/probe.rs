@@ -55,10 +55,9 @@ pub(super) struct Probe {
     silences: u32,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one for each backend")]
 enum Turn {
     /// No check is out; this is the connection that the last one left open.
-    Idle(Option<Link>),
+    Idle(Option<Box<Link>>),
     /// A silent check goes on: a late answer from the process that answered before is worth more
     /// than a new connection to one that may be another.
     Asking(Asking),
@@ -71,7 +70,7 @@ struct Asking {
     answer: Pin<Box<dyn Future<Output = Answered> + Send>>,
 }
 
-type Answered = (Option<Link>, Result<Observation, Problem>);
+type Answered = (Option<Box<Link>>, Result<Observation, Problem>);
 
 /// What connection a check goes over.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -108,7 +107,7 @@ impl Probe {
             if self.reports.send(report).await.is_err() {
                 return;
             }
-            let link = match &self.turn {
+            let link = match &mut self.turn {
                 Turn::Asking(_) => continue,
                 Turn::Idle(link) => link,
             };
@@ -174,7 +173,7 @@ impl Probe {
     }
 
     /// A check over the kept connection, or else over a new one.
-    fn ask(&self, kept: Option<Link>) -> Asking {
+    fn ask(&self, kept: Option<Box<Link>>) -> Asking {
         let (route, auth) = (self.route.clone(), self.auth.clone());
         let patience = self.check.patience();
         let over = match &kept {
@@ -182,19 +181,17 @@ impl Probe {
             Some(_) => Over::Kept,
             None => Over::New,
         };
-        let answer = Box::pin(async move {
-            let link = match kept {
-                Some(link) => Ok(link),
-                None => match route.connect().await {
-                    Ok(stream) => Link::new(stream, patience).await,
-                    Err(problem) => Err(problem),
-                },
-            };
-            match link {
-                Ok(link) => link.ask(auth.as_deref()).await,
-                Err(problem) => (None, Err(problem)),
-            }
-        });
+        let answer: Pin<Box<dyn Future<Output = _> + Send>> = match kept {
+            // A small future, as nearly always.
+            Some(link) => Box::pin(link.ask(auth)),
+            None => Box::pin(async move {
+                let stream = route.connect().await;
+                match stream.and_then(|stream| Link::new(stream, patience)) {
+                    Ok(link) => Box::new(link).ask(auth).await,
+                    Err(problem) => (None, Err(problem)),
+                }
+            }),
+        };
         Asking { since: Instant::now(), over, answer }
     }
 }

@@ -1,5 +1,5 @@
-//! One connection of the `redis` crate over a stream of ours, which notices what the crate does not
-//! tell.
+//! Connections that the `redis` crate speaks over: a line for questions, and a wire for events, too.
+//! Both run over a stream of ours, which notices what the crate does not tell.
 
 use std::{
     io,
@@ -10,11 +10,11 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError, Value,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError, RedisResult, Value,
+    aio::MultiplexedConnection, parse_redis_value_async,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf},
     net::TcpStream,
     task::JoinSet,
 };
@@ -23,10 +23,88 @@ use tokio_util::sync::CancellationToken;
 use super::{reply, route::Problem};
 use crate::{net, topology::Failure};
 
+/// One system call takes so many bytes of them, which is more than most have.
+const USUAL_REPLIES: usize = 2048;
+
 /// So much of what a peer sends first is remembered: enough for an error's code.
 const MAX_GREETING: usize = 64;
 
-/// A connection. Its errors say what the peer said or did.
+/// A connection for questions, whose bytes the caller's own task moves: a reply wakes no other.
+/// Its errors say what the peer said or did.
+pub(super) struct Line(BufReader<Tapped>);
+
+impl Line {
+    /// The caller has the deadlines. A peer is given up that acknowledges nothing for as long as
+    /// `patience`, or sends more than `max_bytes` between two questions.
+    pub(super) fn new(
+        stream: TcpStream,
+        patience: Duration,
+        max_bytes: usize,
+    ) -> Result<Self, Problem> {
+        net::set_user_timeout(&stream, patience).map_err(|error| Problem::io(&error))?;
+        let tap = Arc::new(Tap { max_bytes, ..Tap::default() });
+        let stream = Tapped { stream, tap };
+        Ok(Self(BufReader::with_capacity(USUAL_REPLIES, stream)))
+    }
+
+    fn tap(&self) -> &Tap {
+        &self.0.get_ref().tap
+    }
+
+    /// Whether the connection is of no more use.
+    pub(super) fn is_cut(&self) -> bool {
+        self.tap().cut.is_cancelled()
+    }
+
+    /// Resolves when the peer closes the connection while nothing is asked. What it says unasked
+    /// is dropped.
+    pub(super) async fn cut(&mut self) {
+        while !self.is_cut() {
+            let unasked = self.0.fill_buf().await.map_or(0, <[u8]>::len);
+            self.0.consume(unasked);
+        }
+    }
+
+    /// One reply for each command; an error reply is a value.
+    pub(super) async fn send(&mut self, commands: &Pipeline) -> Result<Vec<Value>, Problem> {
+        self.tap().forget_bytes();
+        let replies = self.ask(&commands.get_packed_pipeline(), commands.len()).await;
+        let replies = replies.map_err(|error| {
+            // What still comes would be taken for the reply to another question.
+            self.tap().cut.cancel();
+            self.tap().problem(&error)
+        })?;
+        self.tap().heard().settled = true;
+        Ok(replies)
+    }
+
+    async fn ask(&mut self, commands: &[u8], count: usize) -> RedisResult<Vec<Value>> {
+        self.0.consume(self.0.buffer().len());
+        if let Err(error) = self.0.write_all(commands).await {
+            // Who hangs up may have said why.
+            let Tapped { stream, tap } = self.0.get_ref();
+            let mut greeting = [0; MAX_GREETING];
+            if let Ok(read) = stream.try_read(&mut greeting) {
+                tap.take(&greeting[..read])?;
+            }
+            return Err(tap.fail(error).into());
+        }
+        // So that no parser has a buffer while nothing has come.
+        self.0.fill_buf().await?;
+        let mut parser = Default::default();
+        let mut replies = Vec::with_capacity(count);
+        while replies.len() < count {
+            match parse_redis_value_async(&mut parser, &mut self.0).await? {
+                // Nobody asked for it.
+                Value::Push { .. } => {}
+                reply => replies.push(reply),
+            }
+        }
+        Ok(replies)
+    }
+}
+
+/// A connection that has events, too. Its errors say what the peer said or did.
 pub(super) struct Wire {
     connection: MultiplexedConnection,
     /// Moves the connection's bytes, and with the wire it ends.
@@ -62,11 +140,6 @@ impl Wire {
         Ok(Self { connection, _driver: drivers, tap })
     }
 
-    /// Whether the connection is of no more use.
-    pub(super) fn is_cut(&self) -> bool {
-        self.tap.cut.is_cancelled()
-    }
-
     /// Resolves when the peer closes the connection, also while nothing is asked.
     pub(super) async fn cut(&self) {
         self.tap.cut.cancelled().await;
@@ -74,7 +147,7 @@ impl Wire {
 
     /// One reply for each command; an error reply is a value.
     pub(super) async fn send(&mut self, commands: &Pipeline) -> Result<Vec<Value>, Problem> {
-        self.tap.heard().received = 0;
+        self.tap.forget_bytes();
         let replies = self.connection.send_packed_commands(commands, 0, commands.len()).await;
         let replies = replies.map_err(|error| self.tap.problem(&error))?;
         self.tap.heard().settled = true;
@@ -111,6 +184,10 @@ struct Heard {
 impl Tap {
     fn heard(&self) -> MutexGuard<'_, Heard> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget_bytes(&self) {
+        self.heard().received = 0;
     }
 
     /// Takes note of bytes that came; none is the backend's FIN.

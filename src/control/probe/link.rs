@@ -1,8 +1,12 @@
 //! One kept connection to a backend, and the questions that go over it.
 
-use std::{net::SocketAddr, sync::LazyLock, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
-use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, Value};
+use redis::{Pipeline, Value};
 use secrecy::ExposeSecret;
 use tokio::net::TcpStream;
 
@@ -12,7 +16,7 @@ use crate::{
     control::{
         health::Observation,
         reply::{self, Info},
-        wire::Wire,
+        wire::Line,
     },
     topology::{Answer, Failure, Role},
 };
@@ -22,7 +26,7 @@ use crate::{
 const MAX_REPLIES: usize = 1 << 20;
 
 pub(super) struct Link {
-    wire: Wire,
+    line: Line,
     address: SocketAddr,
     logged_in: bool,
     /// The last check that passed; no other process can ever answer on this connection.
@@ -30,16 +34,15 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) async fn new(stream: TcpStream, patience: Duration) -> Result<Self, Problem> {
+    pub(super) fn new(stream: TcpStream, patience: Duration) -> Result<Self, Problem> {
         let address = stream.peer_addr().map_err(|error| Problem::io(&error))?;
-        let (info, config) = (RedisConnectionInfo::default(), AsyncConnectionConfig::new());
-        let wire = Wire::new(stream, patience, MAX_REPLIES, info, config).await?;
-        Ok(Self { wire, address, logged_in: false, proven: None })
+        let line = Line::new(stream, patience, MAX_REPLIES)?;
+        Ok(Self { line, address, logged_in: false, proven: None })
     }
 
     /// Whether the connection is of no more use.
     pub(super) fn is_cut(&self) -> bool {
-        self.wire.is_cut()
+        self.line.is_cut()
     }
 
     /// Whether a check has passed on this connection.
@@ -47,20 +50,20 @@ impl Link {
         self.proven.is_some()
     }
 
-    /// Resolves when the backend closes the connection, also while nothing is asked.
-    pub(super) async fn cut(&self) {
-        self.wire.cut().await;
+    /// Resolves when the backend closes the connection while nothing is asked.
+    pub(super) async fn cut(&mut self) {
+        self.line.cut().await;
     }
 
     /// One full check. Gives the link back unless a new one is needed.
-    pub(super) async fn ask(mut self, auth: Option<&Auth>) -> Answered {
-        let auth = auth.filter(|_| !self.logged_in);
+    pub(super) async fn ask(mut self: Box<Self>, auth: Option<Arc<Auth>>) -> Answered {
+        let auth = auth.as_deref().filter(|_| !self.logged_in);
         let replies = if auth.is_none() && self.is_proven() {
             // The same for nearly every check, so it is built once.
             static COMMANDS: LazyLock<Pipeline> = LazyLock::new(|| commands(None, false));
-            self.wire.send(&COMMANDS).await
+            self.line.send(&COMMANDS).await
         } else {
-            self.wire.send(&commands(auth, !self.is_proven())).await
+            self.line.send(&commands(auth, !self.is_proven())).await
         };
         let replies = match replies {
             Ok(replies) => replies,
@@ -94,7 +97,7 @@ impl Link {
     async fn ask_busy(&mut self, busy: Problem) -> Result<Observation, Problem> {
         let mut hello = Pipeline::new();
         hello.cmd("HELLO");
-        let replies = self.wire.send(&hello).await?;
+        let replies = self.line.send(&hello).await?;
         let role = replies.first().and_then(reply::hello_role);
         match (&self.proven, role) {
             (Some(proven), Some(role)) if proven.role != role => Err(busy),
