@@ -264,7 +264,10 @@ impl Monitor {
         {
             let mut status = lock(&self.status);
             let backend = &mut status.backends[place];
-            backend.state.clone_from(state);
+            match (&mut backend.state, state) {
+                (State::Up(shown), State::Up(now)) if !changed => shown.offset = now.offset,
+                (shown, now) => *shown = now.clone(),
+            }
             backend.last_check =
                 Some(LastCheck { at, took, error: failure.map(|failure| (failure, words)) });
         }

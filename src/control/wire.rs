@@ -29,6 +29,18 @@ const USUAL_REPLIES: usize = 2048;
 /// So much of what a peer sends first is remembered: enough for an error's code.
 const MAX_GREETING: usize = 64;
 
+/// Commands as they go over a line.
+pub(super) struct Questions {
+    packed: Vec<u8>,
+    count: usize,
+}
+
+impl Questions {
+    pub(super) fn new(commands: &Pipeline) -> Self {
+        Self { packed: commands.get_packed_pipeline(), count: commands.len() }
+    }
+}
+
 /// A connection for questions, whose bytes the caller's own task moves: a reply wakes no other.
 /// Its errors say what the peer said or did.
 pub(super) struct Line(BufReader<Tapped>);
@@ -65,10 +77,10 @@ impl Line {
         }
     }
 
-    /// One reply for each command; an error reply is a value.
-    pub(super) async fn send(&mut self, commands: &Pipeline) -> Result<Vec<Value>, Problem> {
+    /// One reply for each question; an error reply is a value.
+    pub(super) async fn ask(&mut self, questions: &Questions) -> Result<Vec<Value>, Problem> {
         self.tap().forget_bytes();
-        let replies = self.ask(&commands.get_packed_pipeline(), commands.len()).await;
+        let replies = self.talk(&questions.packed, questions.count).await;
         let replies = replies.map_err(|error| {
             // What still comes would be taken for the reply to another question.
             self.tap().cut.cancel();
@@ -78,7 +90,7 @@ impl Line {
         Ok(replies)
     }
 
-    async fn ask(&mut self, commands: &[u8], count: usize) -> RedisResult<Vec<Value>> {
+    async fn talk(&mut self, commands: &[u8], count: usize) -> RedisResult<Vec<Value>> {
         self.0.consume(self.0.buffer().len());
         if let Err(error) = self.0.write_all(commands).await {
             // Who hangs up may have said why.

@@ -16,7 +16,7 @@ use crate::{
     control::{
         health::Observation,
         reply::{self, Info},
-        wire::Line,
+        wire::{Line, Questions},
     },
     topology::{Answer, Failure, Role},
 };
@@ -60,10 +60,10 @@ impl Link {
         let auth = auth.as_deref().filter(|_| !self.logged_in);
         let replies = if auth.is_none() && self.is_proven() {
             // The same for nearly every check, so it is built once.
-            static COMMANDS: LazyLock<Pipeline> = LazyLock::new(|| commands(None, false));
-            self.line.send(&COMMANDS).await
+            static USUAL: LazyLock<Questions> = LazyLock::new(|| questions(None, false));
+            self.line.ask(&USUAL).await
         } else {
-            self.line.send(&commands(auth, !self.is_proven())).await
+            self.line.ask(&questions(auth, !self.is_proven())).await
         };
         let replies = match replies {
             Ok(replies) => replies,
@@ -71,7 +71,10 @@ impl Link {
         };
         let result = match self.read(replies, auth.is_some()) {
             Ok(answer) => {
-                self.proven = Some(answer.clone());
+                match &mut self.proven {
+                    Some(proven) if proven.claims_the_same(&answer) => {}
+                    proven => *proven = Some(answer.clone()),
+                }
                 Ok(Observation::Passed(answer))
             }
             Err(problem) if problem.failure == Failure::Busy && self.is_proven() => {
@@ -97,7 +100,7 @@ impl Link {
     async fn ask_busy(&mut self, busy: Problem) -> Result<Observation, Problem> {
         let mut hello = Pipeline::new();
         hello.cmd("HELLO");
-        let replies = self.line.send(&hello).await?;
+        let replies = self.line.ask(&Questions::new(&hello)).await?;
         let role = replies.first().and_then(reply::hello_role);
         match (&self.proven, role) {
             (Some(proven), Some(role)) if proven.role != role => Err(busy),
@@ -123,7 +126,7 @@ impl Link {
     }
 }
 
-fn commands(auth: Option<&Auth>, with_server: bool) -> Pipeline {
+fn questions(auth: Option<&Auth>, with_server: bool) -> Questions {
     let mut commands = Pipeline::new();
     if let Some(auth) = auth {
         commands.cmd("AUTH").arg(&auth.username).arg(auth.password.expose_secret());
@@ -132,7 +135,7 @@ fn commands(auth: Option<&Auth>, with_server: bool) -> Pipeline {
     if with_server {
         commands.cmd("INFO").arg("server");
     }
-    commands
+    Questions::new(&commands)
 }
 
 fn answer(address: SocketAddr, role: Role, run_id: String, replication: &Info) -> Answer {
@@ -140,13 +143,15 @@ fn answer(address: SocketAddr, role: Role, run_id: String, replication: &Info) -
         Role::Master => "master_repl_offset",
         Role::Replica => "slave_repl_offset",
     };
+    let [replid, replid2, offset, link] =
+        replication.fields(["master_replid", "master_replid2", offset, "master_link_status"]);
     Answer {
         address,
         role,
         run_id,
-        replid: replication.text("master_replid").unwrap_or_default(),
-        replid2: replication.text("master_replid2").filter(|id| id.contains(|c| c != '0')),
-        offset: replication.number(offset),
-        link_up: replication.text("master_link_status").map(|status| status == "up"),
+        replid: replid.map(reply::tidy).unwrap_or_default(),
+        replid2: replid2.filter(|id| id.contains(|c| c != '0')).map(reply::tidy),
+        offset: offset.and_then(|offset| offset.trim().parse().ok()),
+        link_up: link.map(|status| status == "up"),
     }
 }
