@@ -147,38 +147,32 @@ impl Council {
         self.votes(place_of).iter().filter(|vote| vote.is_some_and(|(p, _)| p == place)).count()
     }
 
-    /// What each Sentinel says, in words, and whether it is heard. Names that are no backend's are
+    /// What a Sentinel says, in words, and whether it is heard. Names that are no backend's are
     /// marked.
     pub(super) fn says(
         &self,
+        place: usize,
         name_of: impl Fn(&HostPort) -> Option<String>,
-    ) -> Vec<(String, bool)> {
+    ) -> (String, bool) {
         let show = |address: &HostPort| match name_of(address) {
             Some(name) => name,
             None => format!("{address}, which is no backend of this pool (see announce)"),
         };
-        let says = |seat: &Seat| {
-            if let Some(why) = &seat.silence {
-                return (why.clone(), false);
-            }
-            if !seat.heard {
-                return ("has not answered yet".to_owned(), false);
-            }
-            let mut words = match &seat.named {
-                Some((address, epoch)) => {
-                    format!("names {} (config-epoch {epoch})", show(address))
-                }
-                None => "names no master".to_owned(),
-            };
-            if seat.failover {
-                words.push_str("; a failover is under way");
-            }
-            if let Some(heir) = &seat.heir {
-                words.push_str(&format!(", it promotes {}", show(heir)));
-            }
-            (words, true)
+        let seat = &self.seats[place];
+        if let Some(why) = &seat.silence {
+            return (why.clone(), false);
+        }
+        let mut words = match &seat.named {
+            Some((address, epoch)) => format!("names {} (config-epoch {epoch})", show(address)),
+            None => "names no master".to_owned(),
         };
-        self.seats.iter().map(says).collect()
+        if seat.failover {
+            words.push_str("; a failover is under way");
+        }
+        if let Some(heir) = &seat.heir {
+            words.push_str(&format!(", it promotes {}", show(heir)));
+        }
+        (words, seat.heard)
     }
 }
 

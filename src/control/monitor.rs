@@ -1,8 +1,9 @@
 //! One task a pool: the only writer of the pool's state. Takes reports in, decides, publishes the
 //! View and revokes leases.
 
+mod sentinels;
+
 use std::{
-    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -15,20 +16,20 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use self::sentinels::PoolSentinels;
 use super::{
-    council::Council,
-    election::{self, Decision, Election, SentinelView},
+    election::{self, Decision, Election},
     evidence,
     health::Observation,
     member::Member,
     memory::{Saver, Store},
     pace::Pace,
     probe::{Probe, Report},
-    sentinel::{News, Sentinels},
+    sentinel::News,
 };
 use crate::{
     config::{self, Check, HostPort},
-    metrics::{Metrics, PoolMetrics, SentinelMetrics},
+    metrics::{Metrics, PoolMetrics},
     topology::{
         Answer, BackendStatus, Hint, Hints, LastCheck, Lease, PoolStatus, Published, Reason, Role,
         Rule, SentinelStatus, Served, State, Verdict, VerdictKind, View,
@@ -37,6 +38,9 @@ use crate::{
 
 /// Reports that wait at the most; a probe waits when there are more.
 const REPORTS: usize = 64;
+
+/// Hints are taken at least so far apart.
+const HINT_GAP: Duration = Duration::from_millis(5);
 
 /// How long a hint counts as a doubt.
 const HINT: Duration = Duration::from_secs(1);
@@ -52,7 +56,7 @@ pub struct Monitor {
     reports: mpsc::Receiver<Report>,
     election: Election,
     last: Decision,
-    sentinel: Option<Sentinel>,
+    sentinel: Option<PoolSentinels>,
     saver: Option<Saver>,
     metrics: PoolMetrics,
     /// The zero of the election's time.
@@ -72,40 +76,6 @@ pub struct Monitor {
     view: watch::Sender<Arc<View>>,
     status: Arc<Mutex<PoolStatus>>,
     probes: Vec<Probe>,
-}
-
-/// What a pool with Sentinels knows of them.
-struct Sentinel {
-    council: Council,
-    /// What they agree on.
-    view: SentinelView,
-    sentinels: Sentinels,
-    news: mpsc::Receiver<News>,
-    metrics: SentinelMetrics,
-    /// Backends by the addresses that Sentinels may name: those of the config.
-    known: Vec<(usize, HostPort)>,
-    /// The addresses that the backends' names resolved to.
-    resolved: Vec<Option<SocketAddr>>,
-}
-
-impl Sentinel {
-    fn place_of(&self, address: &HostPort) -> Option<usize> {
-        place_of(&self.known, &self.resolved, address)
-    }
-}
-
-fn place_of(
-    known: &[(usize, HostPort)],
-    resolved: &[Option<SocketAddr>],
-    address: &HostPort,
-) -> Option<usize> {
-    if let Some((place, _)) = known.iter().find(|(_, known)| known == address) {
-        return Some(*place);
-    }
-    let ip: IpAddr = address.host.parse().ok()?;
-    resolved.iter().position(|resolved| {
-        resolved.is_some_and(|r| r.ip().to_canonical() == ip && r.port() == address.port)
-    })
 }
 
 impl Monitor {
@@ -134,20 +104,10 @@ impl Monitor {
             let metrics = metrics.backend(&pool.name, &backend.name);
             Member::new(backend.name.clone(), pool.check.fall, metrics)
         });
-        let sentinel = pool.sentinel.as_ref().map(|sentinel| {
-            let (sentinels, news) = Sentinels::new(&pool.name, sentinel, pool.check.timeout);
-            let addresses: Vec<_> = sentinel.addresses.iter().map(HostPort::to_string).collect();
-            let configured = backends.clone().map(|backend| backend.address.clone()).enumerate();
-            Sentinel {
-                council: Council::new(addresses.len(), sentinel.quorum),
-                view: SentinelView { starting: true, ..SentinelView::default() },
-                sentinels,
-                news,
-                metrics: metrics.sentinels(&pool.name, &addresses),
-                // What is announced goes before what is configured.
-                known: sentinel.announce.iter().cloned().chain(configured).collect(),
-                resolved: vec![None; pool.backends.len()],
-            }
+        let probes: Vec<_> = probes.collect();
+        let sentinel = pool.sentinel.as_ref().map(|config| {
+            let routes = probes.iter().map(Probe::route).collect();
+            PoolSentinels::new(pool, config, routes, metrics)
         });
         let status = PoolStatus {
             reason,
@@ -172,7 +132,7 @@ impl Monitor {
             pool: pool.name.clone(),
             names,
             members: members.collect(),
-            probes: probes.collect(),
+            probes,
             paces,
             check: pool.check,
             hints: hints.clone(),
@@ -208,7 +168,7 @@ impl Monitor {
             tasks.spawn(saver.run());
         }
         if let Some(sentinel) = &mut self.sentinel {
-            sentinel.sentinels.spawn(&mut tasks);
+            sentinel.spawn(&mut tasks);
         }
         loop {
             let wake = self.last.wake.map(|wake| self.started + wake);
@@ -221,11 +181,18 @@ impl Monitor {
             };
             let news = async {
                 match &mut self.sentinel {
-                    Some(sentinel) => sentinel.news.recv().await,
+                    Some(sentinel) => sentinel.news().await,
                     None => std::future::pending().await,
                 }
             };
-            let hints = &self.hints;
+            // A storm of hints is one hint.
+            let calm = self.hinted.map(|hinted| hinted + HINT_GAP);
+            let hints = async {
+                if let Some(calm) = calm {
+                    sleep_until(calm).await;
+                }
+                self.hints.take().await
+            };
             tokio::select! {
                 biased;
                 report = self.reports.recv() => match report {
@@ -236,7 +203,7 @@ impl Monitor {
                     Some(news) => self.take_news(news),
                     None => return,
                 },
-                hints = hints.take() => self.take_hints(&hints),
+                hints = hints => self.take_hints(&hints),
                 () = wait => self.decide(),
                 _ = tasks.join_next() => return,
             }
@@ -250,13 +217,10 @@ impl Monitor {
             member.metrics.check_ended(took);
             member.checked = (at - took).saturating_duration_since(self.started);
         }
-        if let Observation::Passed(answer) = &observation {
-            if self.view.borrow().verdict.served().is_some_and(|s| s.backend == member.name) {
-                self.passed = Some(at);
-            }
-            if let Some(sentinel) = &mut self.sentinel {
-                sentinel.resolved[place] = Some(answer.address);
-            }
+        if matches!(observation, Observation::Passed(_))
+            && self.view.borrow().verdict.served().is_some_and(|s| s.backend == member.name)
+        {
+            self.passed = Some(at);
         }
         let failure = observation.failure();
         let changed = member.observe(&self.pool, observation, words.as_deref());
@@ -282,34 +246,14 @@ impl Monitor {
     }
 
     fn take_news(&mut self, news: News) {
-        let now = self.now();
         let Some(sentinel) = &mut self.sentinel else {
             return;
         };
-        let since = |at: Instant| at.saturating_duration_since(self.started);
-        let place = match news {
-            News::Answered { place, asked, said } => {
-                sentinel.council.answered(place, since(asked), said);
-                sentinel.metrics.up[place].set(1);
-                place
-            }
-            News::Event { place, event } => {
-                if sentinel.council.event(place, now, event) {
-                    self.hints.give(Hint::Sentinel);
-                }
-                place
-            }
-            News::Silent { place, asked, why, gone } => {
-                sentinel.council.silent(place, since(asked), why, gone);
-                sentinel.metrics.up[place].set(0);
-                place
-            }
-        };
-        let (known, resolved) = (&sentinel.known, &sentinel.resolved);
-        let name_of = |address: &HostPort| {
-            place_of(known, resolved, address).map(|place| self.names[place].to_string())
-        };
-        let (says, up) = sentinel.council.says(name_of).swap_remove(place);
+        let (place, is_new_event) = sentinel.take(news, self.started);
+        if is_new_event {
+            self.hints.give(Hint::Sentinel);
+        }
+        let (says, up) = sentinel.says(place, &self.names);
         {
             let mut status = lock(&self.status);
             let status = &mut status.sentinels[place];
@@ -349,14 +293,10 @@ impl Monitor {
             .iter()
             .map(|member| election::Member { state: member.state(), checked: member.checked })
             .collect();
-        if let Some(sentinel) = &mut self.sentinel {
-            let view = sentinel.council.view(|address| sentinel.place_of(address));
-            if view.failover != sentinel.view.failover || view.named != sentinel.view.named {
-                self.news = Instant::now();
-            }
-            sentinel.view = view;
+        if self.sentinel.as_mut().is_some_and(PoolSentinels::renew) {
+            self.news = Instant::now();
         }
-        let view = self.sentinel.as_ref().map(|sentinel| &sentinel.view);
+        let view = self.sentinel.as_ref().map(PoolSentinels::view);
         let before = self.election.memory().cloned();
         let decision = self.election.decide(now, &members, view);
         if let (Some(saver), Some(memory)) = (&self.saver, self.election.memory())
@@ -364,20 +304,15 @@ impl Monitor {
         {
             saver.save(memory, &self.names[memory.place]);
         }
-        if decision.ask
-            && let Some(sentinel) = &self.sentinel
-        {
-            sentinel.sentinels.ask_now();
+        if let Some(sentinel) = &self.sentinel {
+            sentinel.count_agreeing(decision.serve);
+            if decision.ask {
+                sentinel.ask_now();
+            }
         }
         let masters = members.iter().filter(|m| m.state.role() == Some(Role::Master)).count();
         let newly = decision.refuted.iter().filter(|place| !self.last.refuted.contains(place));
         self.metrics.lineage_refusals.inc_by(newly.count() as u64);
-        if let Some(sentinel) = &self.sentinel {
-            let agree = decision.serve.map_or(0, |place| {
-                sentinel.council.agree(place, |address| sentinel.place_of(address))
-            });
-            sentinel.metrics.agree.set(i64::try_from(agree).unwrap_or(i64::MAX));
-        }
         self.count_seconds();
         self.conflict = masters > 1;
         self.metrics.set_conflict(self.conflict);
@@ -395,30 +330,13 @@ impl Monitor {
         let sentences = evidence::sentences(&self.names, &states, decision);
         let reason = self.reason(decision);
         self.metrics.set_verdict(reason.rule);
-        let view = self.sentinel.as_ref().map(|sentinel| self.describe(&sentinel.view));
+        let view = self.sentinel.as_ref().map(|sentinel| sentinel.describe(&self.names));
         let mut status = lock(&self.status);
         for (backend, sentence) in status.backends.iter_mut().zip(sentences) {
             backend.evidence = sentence;
         }
         status.reason = reason;
         status.sentinel_view = view;
-    }
-
-    fn describe(&self, view: &SentinelView) -> String {
-        let mut words = match view.named {
-            Some((place, epoch)) => {
-                format!("a quorum names {} (config-epoch {epoch})", self.names[place])
-            }
-            None => "no quorum names a backend of this pool".to_owned(),
-        };
-        match view.failover {
-            Some(Some(heir)) => {
-                words.push_str(&format!("; a failover promotes {}", self.names[heir]));
-            }
-            Some(None) => words.push_str("; a failover is under way"),
-            None => {}
-        }
-        words
     }
 
     fn reason(&self, decision: &Decision) -> Reason {
@@ -525,7 +443,7 @@ impl Monitor {
         self.last.serve.is_none()
             || self.last.wake.is_some()
             || self.members.iter().any(Member::is_failing)
-            || self.sentinel.as_ref().is_some_and(|sentinel| sentinel.view.failover.is_some())
+            || self.sentinel.as_ref().is_some_and(|sentinel| sentinel.is_failing_over())
             || self.hinted.is_some_and(|hinted| hinted.elapsed() < HINT)
     }
 

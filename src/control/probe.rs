@@ -99,6 +99,11 @@ impl Probe {
         Self { place, route, auth, check, reports, pace, hints, turn, silences }
     }
 
+    /// How the backend is reached.
+    pub(super) fn route(&self) -> Arc<Route> {
+        self.route.clone()
+    }
+
     /// Checks at the pool's pace, and at once when that is asked for or the kept connection is cut.
     pub(super) async fn run(mut self) {
         loop {

@@ -3,12 +3,13 @@
 use std::{
     io,
     net::{SocketAddr, ToSocketAddrs},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
     net::TcpStream,
-    sync::Mutex,
+    sync::Mutex as AsyncMutex,
     task::{JoinHandle, spawn_blocking},
     time::timeout,
 };
@@ -19,19 +20,22 @@ use crate::{config::HostPort, net, topology::Failure};
 pub(super) struct Route {
     address: HostPort,
     timeout: Duration,
+    /// What the name resolved to last.
+    known: Mutex<Vec<SocketAddr>>,
     /// A name lookup that has not ended. It blocks a thread, so there is never a second one.
-    lookup: Mutex<Option<JoinHandle<io::Result<Vec<SocketAddr>>>>>,
+    lookup: AsyncMutex<Option<JoinHandle<io::Result<Vec<SocketAddr>>>>>,
 }
 
 impl Route {
     /// `timeout` is for all of the name's addresses together; the caller keeps it as a whole.
     pub(super) fn new(address: HostPort, timeout: Duration) -> Self {
-        Self { address, timeout, lookup: Mutex::default() }
+        Self { address, timeout, known: Mutex::default(), lookup: AsyncMutex::default() }
     }
 
     /// Tries each address in turn.
     pub(super) async fn connect(&self) -> Result<TcpStream, Problem> {
         let addresses = self.resolve().await?;
+        self.known().clone_from(&addresses);
         // One that swallows everything leaves time for the next.
         let share = self.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut last = None;
@@ -43,6 +47,11 @@ impl Route {
             }
         }
         Err(last.unwrap_or(Problem { failure: Failure::Unresolved, words: None }))
+    }
+
+    /// What the name resolved to last; nothing before the first time.
+    pub(super) fn known(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn resolve(&self) -> Result<Vec<SocketAddr>, Problem> {

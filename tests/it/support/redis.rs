@@ -98,8 +98,13 @@ impl Node {
         self.client().call(command).unwrap()
     }
 
+    /// A field of INFO. `None` where there is none, or a failover cuts the connection.
     pub fn info(&self, field: &str) -> Option<String> {
-        let info = self.call(&["INFO"]).text();
+        let mut client = match self.password {
+            Some(password) => Client::login(self.address(), password).ok()?,
+            None => Client::connect(self.address()).ok()?,
+        };
+        let info = client.call(&["INFO"]).ok()?.text();
         let mut lines = info.lines();
         lines
             .find_map(|line| line.split_once(':').filter(|(name, _)| *name == field))?

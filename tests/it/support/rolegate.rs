@@ -155,6 +155,22 @@ impl Rolegate {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// Checks of this backend that have ended so far.
+    pub fn checks(&self, backend: &str) -> f64 {
+        self.metric(&format!(
+            r#"rolegate_check_duration_seconds_count{{backend="{backend}",pool="main"}}"#
+        ))
+    }
+
+    /// Waits until the backend is not checked any more, and tells how often it was.
+    pub fn wait_idle(&self, backend: &str) -> f64 {
+        eventually("no check is made", || {
+            let before = self.checks(backend);
+            thread::park_timeout(Duration::from_millis(100));
+            (self.checks(backend) == before && before > 0.0).then_some(before)
+        })
+    }
+
     /// Bytes read from backends so far.
     pub fn bytes_out(&self) -> f64 {
         self.metric(r#"rolegate_listener_bytes_total{direction="out",listener="redis"}"#)
