@@ -230,7 +230,11 @@ impl Metrics {
                 "Sessions' connections to the backend that failed or timed out.",
                 &["pool", "backend"],
             )?,
-            sessions: gauge("rolegate_listener_sessions", "Sessions open now.", &["listener"])?,
+            sessions: gauge(
+                "rolegate_listener_sessions",
+                "Sessions open now, also those that wait for a master.",
+                &["listener"],
+            )?,
             sessions_total: counter(
                 "rolegate_listener_sessions_total",
                 "Sessions ever accepted.",
