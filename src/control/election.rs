@@ -57,6 +57,9 @@ pub struct Memory {
     pub ancestors: Vec<String>,
     /// The Sentinels' config-epoch at that time, if they were heard.
     pub epoch: Option<u64>,
+    /// Masters that were seen beside it and not served, by place and replid: when it stutters, they
+    /// are no more its heirs than before.
+    pub strays: Vec<(usize, String)>,
 }
 
 /// What the Sentinels agree on.
@@ -101,6 +104,8 @@ pub struct Election {
     contest: Option<Contest>,
     selected: Option<Selected>,
     distrust_until: Duration,
+    /// Since when nobody follows the incumbent while half follow this other master.
+    deserted: Option<(usize, Duration)>,
 }
 
 /// Heirs that claim the role of a master that lives.
@@ -159,6 +164,7 @@ impl Election {
             contest: None,
             selected: None,
             distrust_until: Duration::ZERO,
+            deserted: None,
         }
     }
 
@@ -182,7 +188,14 @@ impl Election {
         decision.refuted = field.masters().iter().copied().filter(refuted).collect();
         self.contest.take_if(|contest| contest.seen < now);
         match (decision.serve, decision.serve.and_then(|place| members[place].state.answer())) {
-            (Some(place), Some(answer)) => self.adopt(place, answer, view),
+            (Some(place), Some(answer)) => {
+                self.adopt(place, answer, view);
+                let is_settled = matches!(decision.rule, Rule::Incumbent | Rule::Kept);
+                if let Some(memory) = self.memory.as_mut().filter(|_| is_settled && !decision.ask) {
+                    let others = field.masters().iter().filter(|other| **other != place);
+                    others.for_each(|other| memory.remember_stray(*other, field.replid(*other)));
+                }
+            }
             _ => self.learn_epoch(view),
         }
         decision
@@ -213,13 +226,12 @@ impl Election {
             memory.place == place && answer.is_process(&memory.run_id) && memory.knows(answer)
         });
         if !same {
-            self.memory = Some(Memory {
-                place,
-                run_id: answer.run_id.clone(),
-                replids: Vec::new(),
-                ancestors: Vec::new(),
-                epoch: self.memory.as_ref().and_then(|memory| memory.epoch),
-            });
+            let epoch = self.memory.as_ref().and_then(|memory| memory.epoch);
+            // A restart ends no lineage: a failover that began before it goes on from there.
+            let before = self.memory.take().filter(|memory| memory.place == place);
+            let (replids, strays) = before.map(|b| (b.replids, b.strays)).unwrap_or_default();
+            let (run_id, ancestors) = (answer.run_id.clone(), Vec::new());
+            self.memory = Some(Memory { place, run_id, replids, ancestors, epoch, strays });
         }
         if let Some(memory) = &mut self.memory {
             memory.remember(answer);
@@ -290,6 +302,19 @@ impl Election {
         {
             return Decision::not(Rule::Superseded, about);
         }
+        let rival = field.followed_rival(incumbent);
+        if self.deserted.map(|(place, _)| place) != rival {
+            self.deserted = rival.map(|place| (place, now));
+        }
+        // Replicas also follow an old master that restarts before they are told of the new one.
+        if let (Some((rival, since)), Some(view)) = (self.deserted, view)
+            && now >= since + DOUBT
+            && view.failover.is_none()
+            && view.named.is_some_and(|(named, _)| named == rival)
+            && view.complete_from.is_some_and(|from| from >= since)
+        {
+            return Decision::serve(rival, Rule::Sentinel);
+        }
         if let Some(decision) = self.wait_for_selected(now, view, incumbent) {
             return decision;
         }
@@ -304,16 +329,24 @@ impl Election {
         view: Option<&SentinelView>,
         incumbent: usize,
     ) -> Option<Decision> {
-        let heir = view.and_then(|view| view.failover.flatten()).filter(|heir| *heir != incumbent);
-        let Some(heir) = heir else {
-            self.selected = None;
+        let of_incumbent =
+            |view: &&SentinelView| view.named.is_some_and(|(named, _)| named == incumbent);
+        let heir = view.filter(of_incumbent).and_then(|view| view.failover.flatten());
+        let distrust_until = &mut self.distrust_until;
+        let Some(heir) = heir.filter(|heir| *heir != incumbent) else {
+            let given_up = |selected: Selected| selected.believed && selected.heir != incumbent;
+            if self.selected.take().is_some_and(given_up) {
+                *distrust_until = now + DISTRUST;
+            }
             return None;
         };
-        let distrust_until = &mut self.distrust_until;
-        let selected = match &mut self.selected {
-            Some(selected) if selected.heir == heir => selected,
-            slot => slot.insert(Selected { heir, since: now, believed: now >= *distrust_until }),
-        };
+        let selected = self.selected.get_or_insert_with(|| Selected {
+            heir,
+            since: now,
+            believed: now >= *distrust_until,
+        });
+        // Should it be another one now, the time does not begin anew.
+        selected.heir = heir;
         let end = selected.since + SELECTED;
         if selected.believed && now >= end {
             selected.believed = false;
@@ -380,6 +413,7 @@ impl Election {
                     Decision::serve(*heir, Rule::Heir).about(vec![parent])
                 }
                 (OnUnexplainedHeir::Keep, _) => kept(heirs),
+                _ if heirs.iter().all(|heir| field.is_stray(*heir)) => kept(heirs),
                 _ if now >= since + DOUBT => kept(heirs),
                 _ => Decision {
                     ask: true,
@@ -410,8 +444,12 @@ impl Election {
         if let Some(parent) = contested {
             return self.contest(now, field, view, parent, field.heirs_of(parent));
         }
-        let left: Vec<_> =
-            field.masters().iter().copied().filter(|place| !field.is_refuted(*place)).collect();
+        let is_left = |place: &usize| !field.is_refuted(*place);
+        let mut left: Vec<_> = field.masters().iter().copied().filter(is_left).collect();
+        let is_stray = |place: &usize| field.is_stray(*place) && field.followers(*place) == 0;
+        if !left.iter().all(is_stray) {
+            left.retain(|place| !is_stray(place));
+        }
         // A failover to the one that is named already is as good as over.
         let settled = view.is_some_and(|view| {
             let named = view.named.map(|(named, _)| named);
@@ -423,7 +461,8 @@ impl Election {
             (_, Some((place, _))) if settled => Some(place),
             _ => None,
         };
-        let heirs: Vec<_> = left.iter().copied().filter(|place| field.is_heir(*place)).collect();
+        let is_heir = |place: &usize| field.is_heir(*place) && !field.is_stray(*place);
+        let heirs: Vec<_> = left.iter().copied().filter(is_heir).collect();
         let named = named.filter(|named| left.contains(named));
         match (&left[..], &heirs[..], named) {
             ([], ..) => Decision::not(Rule::Superseded, field.masters().to_vec()),
@@ -515,6 +554,14 @@ impl Memory {
         keep(&mut self.replids, &answer.replid);
         if let Some(id) = &answer.replid2 {
             keep(&mut self.ancestors, id);
+        }
+    }
+
+    fn remember_stray(&mut self, place: usize, replid: &str) {
+        if !self.strays.iter().any(|(at, id)| *at == place && id == replid) {
+            self.strays.push((place, replid.to_owned()));
+            let surplus = self.strays.len().saturating_sub(MAX_REPLIDS);
+            self.strays.drain(..surplus);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a pool remembers over restarts of rolegate: one small file a pool.
 //!
 //! A file is replaced as a whole, so a crash leaves the old or the new one. One that cannot be used
-//! is reported and ignored: without it a pool knows less, which is never wrong.
+//! is reported and ignored: without it a pool knows less, and refuses where it would have known.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,16 +9,20 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 use tracing::{info, warn};
 
 use super::election::Memory;
 
 /// No file is larger, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
+
+/// From one failed write to the next.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// The format of the files.
 const VERSION: u32 = 1;
@@ -40,6 +44,9 @@ struct Record {
     replids: Vec<String>,
     ancestors: Vec<String>,
     epoch: Option<u64>,
+    /// Other backends' names and replids.
+    #[serde(default)]
+    strays: Vec<(String, String)>,
 }
 
 impl Store {
@@ -90,19 +97,26 @@ impl Store {
         }
         let place = backends.iter().position(|name| **name == *record.backend);
         let place = place.ok_or("its backend is not in the config any more")?;
-        let Record { run_id, replids, ancestors, epoch, .. } = record;
-        Ok(Memory { place, run_id, replids, ancestors, epoch })
+        let Record { run_id, replids, ancestors, epoch, strays, .. } = record;
+        let stray = |(name, replid): (String, String)| {
+            Some((backends.iter().position(|backend| **backend == *name)?, replid))
+        };
+        let strays = strays.into_iter().filter_map(stray).collect();
+        Ok(Memory { place, run_id, replids, ancestors, epoch, strays })
     }
 
-    fn encode(&self, memory: &Memory, backend: &str) -> Vec<u8> {
+    fn encode(&self, memory: &Memory, backends: &[Arc<str>]) -> Vec<u8> {
+        let stray =
+            |(place, replid): &(usize, String)| (backends[*place].to_string(), replid.clone());
         let record = Record {
             version: VERSION,
             pool: self.pool.to_string(),
-            backend: backend.to_owned(),
+            backend: backends[memory.place].to_string(),
             run_id: memory.run_id.clone(),
             replids: memory.replids.clone(),
             ancestors: memory.ancestors.clone(),
             epoch: memory.epoch,
+            strays: memory.strays.iter().map(stray).collect(),
         };
         serde_json::to_vec_pretty(&record).unwrap_or_default()
     }
@@ -110,8 +124,12 @@ impl Store {
     fn save(&self, bytes: &[u8]) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         let draft = self.folder.join(format!(".pool-{}.json.new", self.pool));
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+        match fs::remove_file(&draft) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // A new file, so that a link in its place leads nowhere.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&draft, self.file())?;
@@ -120,6 +138,10 @@ impl Store {
 }
 
 fn read(file: &Path) -> io::Result<Vec<u8>> {
+    // To open a pipe would wait for its writer.
+    if !fs::metadata(file)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
     let mut bytes = Vec::new();
     File::open(file)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
@@ -141,17 +163,23 @@ impl Saver {
     }
 
     /// Hands the memory over; what was handed over before and is not written yet is dropped.
-    pub(super) fn save(&self, memory: &Memory, backend: &str) {
-        self.latest.send_replace(self.store.encode(memory, backend));
+    pub(super) fn save(&self, memory: &Memory, backends: &[Arc<str>]) {
+        self.latest.send_replace(self.store.encode(memory, backends));
     }
 
-    /// Writes what is handed over, until the saver is gone. A write that fails is tried again with
-    /// the next change; the pool goes on without.
+    /// Writes what is handed over, until the saver is gone. A write that fails is tried again; the
+    /// pool goes on without.
     pub(super) fn run(&self) -> impl Future<Output = ()> + Send + 'static {
         let (store, mut latest) = (self.store.clone(), self.latest.subscribe());
         async move {
             let mut failing = false;
-            while latest.changed().await.is_ok() {
+            loop {
+                let changed = latest.changed();
+                let changed =
+                    if failing { timeout(RETRY, changed).await } else { Ok(changed.await) };
+                if matches!(changed, Ok(Err(_))) {
+                    return;
+                }
                 let bytes = latest.borrow_and_update().clone();
                 let (writer, pool) = (store.clone(), &*store.pool);
                 let saved = spawn_blocking(move || writer.save(&bytes)).await;
@@ -188,6 +216,7 @@ mod tests {
             replids: vec!["x".into(), "y".into()],
             ancestors: vec!["w".into()],
             epoch: Some(3),
+            strays: vec![(0, "z".into())],
         }
     }
 
@@ -200,9 +229,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder.path().join("not/there/yet"));
         assert_eq!(store.load(&names()), None);
-        store.save(&store.encode(&memory(), "b")).unwrap();
+        store.save(&store.encode(&memory(), &names())).unwrap();
         assert_eq!(store.load(&names()), Some(memory()));
-        store.save(&store.encode(&Memory { epoch: None, ..memory() }, "b")).unwrap();
+        store.save(&store.encode(&Memory { epoch: None, ..memory() }, &names())).unwrap();
         assert_eq!(store.load(&names()), Some(Memory { epoch: None, ..memory() }));
         assert_eq!(fs::read_dir(&store.folder).unwrap().count(), 1);
     }
@@ -211,7 +240,7 @@ mod tests {
     fn a_crash_while_writing_leaves_the_old_file() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
-        store.save(&store.encode(&memory(), "b")).unwrap();
+        store.save(&store.encode(&memory(), &names())).unwrap();
         fs::write(folder.path().join(".pool-main.json.new"), b"{\"version\":").unwrap();
         assert_eq!(store.load(&names()), Some(memory()));
     }
@@ -221,9 +250,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         let other = Store::new(folder.path(), "other".into());
-        fs::write(store.file(), other.encode(&memory(), "b")).unwrap();
+        fs::write(store.file(), other.encode(&memory(), &names())).unwrap();
         assert_eq!(store.load(&names()), None);
-        fs::write(store.file(), store.encode(&memory(), "c")).unwrap();
+        fs::write(store.file(), store.encode(&memory(), &["a".into(), "c".into()])).unwrap();
         assert_eq!(store.load(&names()), None);
     }
 
@@ -231,7 +260,7 @@ mod tests {
     fn every_truncation_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
-        let whole = store.encode(&memory(), "b");
+        let whole = store.encode(&memory(), &names());
         for length in 0..whole.len() {
             assert!(store.decode(&whole[..length], &names()).is_err(), "{length}");
         }

@@ -302,7 +302,7 @@ impl Monitor {
         if let (Some(saver), Some(memory)) = (&self.saver, self.election.memory())
             && before.as_ref() != Some(memory)
         {
-            saver.save(memory, &self.names[memory.place]);
+            saver.save(memory, &self.names);
         }
         if let Some(sentinel) = &self.sentinel {
             sentinel.count_agreeing(decision.serve);

@@ -118,8 +118,16 @@ impl<'a> Field<'a> {
     /// Whether its lineage goes on elsewhere, as a master, a replica, or the incumbent shows.
     pub(super) fn is_refuted(&self, place: usize) -> bool {
         self.is_outlived(place)
-            || !self.heirs_of(place).is_empty()
+            || self.heirs_of(place).iter().any(|heir| !self.is_stray(*heir))
             || self.replicas_of_heir(place).next().is_some()
+    }
+
+    /// Whether it was seen beside the incumbent before, and not served.
+    pub(super) fn is_stray(&self, place: usize) -> bool {
+        let replid = self.replid(place);
+        self.memory
+            .as_ref()
+            .is_some_and(|memory| memory.strays.iter().any(|(at, id)| *at == place && id == replid))
     }
 
     /// Whether the incumbent went on from it, and has not gone back to it.
@@ -153,6 +161,13 @@ impl<'a> Field<'a> {
             .collect()
     }
 
+    /// The only other master that half follow while nobody follows the incumbent.
+    pub(super) fn followed_rival(&self, incumbent: usize) -> Option<usize> {
+        let is_rival = |place: &usize| *place != incumbent && self.is_followed_by_half(*place);
+        let mut rivals = self.masters.iter().copied().filter(is_rival);
+        rivals.next().filter(|_| self.followers(incumbent) == 0 && rivals.next().is_none())
+    }
+
     /// Masters of an unknown lineage that most follow while nobody follows this one: failovers that
     /// were out of sight.
     pub(super) fn followed_strangers(&self, incumbent: usize) -> Vec<usize> {
@@ -179,7 +194,10 @@ impl<'a> Field<'a> {
             let has_data = answer.offset.is_some_and(|offset| offset > 1);
             let related =
                 answer.replid == own.replid || Some(&answer.replid) == own.replid2.as_ref();
-            has_data && !related && (own.replid2.is_none() || answer.replid2 == own.replid2)
+            let is_fed = answer.link_up == Some(true);
+            has_data
+                && !related
+                && (is_fed || own.replid2.is_none() || answer.replid2 == own.replid2)
         };
         self.replicas().filter(is_foreign).map(|(place, _)| place).collect()
     }

@@ -432,3 +432,113 @@ fn a_stale_master_with_all_the_followers_is_not_served_against_the_sentinels() {
         assert_eq!(outcome(&decision), expected, "{row}: {decision:?}");
     }
 }
+
+/// What is served in the end of each row, after doubts have had their time.
+fn story(policy: OnUnexplainedHeir, sentinels: bool, rows: &[&str]) -> String {
+    let mut proxy = Proxy::new(None);
+    proxy.election = Election::new(policy, None);
+    let mut end = |row: &&str| {
+        proxy.look(row, sentinels);
+        let mut last = '?';
+        for _ in 0..3 {
+            last = outcome(&proxy.look_again(row, sentinels));
+            proxy.now += SECOND;
+        }
+        last
+    };
+    rows.iter().map(&mut end).collect()
+}
+
+#[test]
+fn a_stray_does_not_become_the_heir_when_the_master_stutters() {
+    let rows = [
+        "A m a | B s a | C s a @ A1",
+        "A m a | B s a | C m c<a @ A1",
+        "A - | B s a up | C m c<a @ A1",
+        "A m a | B s a | C m c<a @ A1",
+    ];
+    for (policy, sentinels) in [
+        (OnUnexplainedHeir::Hold, false),
+        (OnUnexplainedHeir::Keep, false),
+        (OnUnexplainedHeir::Hold, true),
+    ] {
+        assert_eq!(story(policy, sentinels, &rows), "AA-A", "{policy:?}, Sentinels: {sentinels}");
+    }
+}
+
+#[test]
+fn a_failover_that_goes_on_past_the_restart_of_the_master_is_followed() {
+    for ids in ["a2", "a2<a"] {
+        let rows = [
+            "A m a | B s a | C s a @ A1",
+            "A - | B s a | C s a @ A1>?",
+            &format!("A' m {ids} | B s a | C s a @ A1>B"),
+            &format!("A' m {ids} | B m b<a | C s a @ A1>B"),
+            &format!("A' m {ids} | B m b<a | C s b<a @ B2"),
+        ];
+        for sentinels in [false, true] {
+            assert_eq!(story(OnUnexplainedHeir::Hold, sentinels, &rows), "A-ABB", "{ids}");
+        }
+    }
+}
+
+#[test]
+fn a_master_that_was_ignored_is_ignored_when_the_incumbent_is_back() {
+    let rows =
+        ["A m a | B s a", "A - | B m b<a", "A' m x | B m b<a", "A' m x | B -", "A' m x | B m b<a"];
+    assert_eq!(story(OnUnexplainedHeir::Hold, false, &rows), "ABB-B");
+    let mut proxy = Proxy::new(None);
+    for row in &rows[..3] {
+        proxy.look(row, false);
+        proxy.look_again(row, false);
+    }
+    let mut restarted = Proxy::new(proxy.election.memory().cloned());
+    assert_eq!(outcome(&restarted.look(rows[4], false)), 'B');
+}
+
+#[test]
+fn where_nobody_follows_the_incumbent_calm_sentinels_may_name_whom_half_follow() {
+    let rows = [
+        "A m a | B s a | C s a @ A1",
+        "A - | B s a | C m c<a @ A1>?",
+        "A' m x | B s x | C m c<a @ A1",
+    ];
+    assert_eq!(story(OnUnexplainedHeir::Hold, true, &rows), "ACA");
+    assert_eq!(story(OnUnexplainedHeir::Hold, false, &rows), "ACC");
+}
+
+#[test]
+fn a_cold_start_does_not_serve_beside_a_replica_that_is_fed_from_out_of_sight() {
+    for (row, expected) in [
+        ("A m y<x | B - | C s b<a up", '-'),
+        ("A m y | B - | C s b<a up", '-'),
+        ("A m y<x | B - | C s b<a down", 'A'),
+    ] {
+        let mut proxy = Proxy::new(None);
+        let mut look = Look::new(row);
+        for state in &mut look.states {
+            if let State::Up(answer) = state {
+                answer.offset = Some(1000);
+            }
+        }
+        proxy.now += SECOND;
+        assert_eq!(outcome(&proxy.decide(&look.states)), expected, "{row}");
+    }
+}
+
+#[test]
+fn one_sentinel_that_claims_failover_after_failover_stops_the_master_once_a_minute() {
+    let mut proxy = Proxy::new(None);
+    proxy.look("A m a | B s a | C s a @ A1", true);
+    let held = (0..600).filter(|n| {
+        proxy.now += SECOND / 10;
+        let heir = ["B", "B", "C", "C", "B", ""][n % 6];
+        let row = match heir {
+            "" => "A m a | B s a | C s a @ A1".to_owned(),
+            heir => format!("A m a | B s a | C s a @ A1>{heir}"),
+        };
+        outcome(&proxy.look_again(&row, true)) == '~'
+    });
+    let held = held.count();
+    assert!((1..=5).contains(&held), "{held} of 600 looks");
+}
