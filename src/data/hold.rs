@@ -22,8 +22,8 @@ pub(super) const GONE: PollFlags =
 /// All clients that wait, by listener.
 #[derive(Debug)]
 pub struct Holds {
-    queues: Vec<VecDeque<Held>>,
-    returned: mpsc::Receiver<Held>,
+    queues: Vec<VecDeque<Session>>,
+    returned: mpsc::Receiver<Session>,
     wake: Arc<OwnedFd>,
 }
 
@@ -31,15 +31,8 @@ pub struct Holds {
 #[derive(Clone, Debug)]
 pub struct Returns {
     // As many as there are sessions at the most.
-    sessions: mpsc::Sender<Held>,
+    sessions: mpsc::Sender<Session>,
     wake: Arc<OwnedFd>,
-}
-
-#[derive(Debug)]
-pub(super) struct Held {
-    session: Session,
-    /// The backend of this View's epoch refused the connection, then: only a later View is of use.
-    failed: Option<(u64, Instant)>,
 }
 
 impl Returns {
@@ -49,13 +42,12 @@ impl Returns {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// Lets a session wait: for a View that serves, and after the one that `failed`.
-    pub(super) fn hold(&self, session: Session, failed: Option<u64>) {
-        let failed = failed.map(|epoch| (epoch, Instant::now()));
-        match self.sessions.send(Held { session, failed }) {
+    /// Lets a session wait for a View that serves.
+    pub(super) fn hold(&self, session: Session) {
+        match self.sessions.send(session) {
             Ok(()) => self.wake(),
             // Nobody accepts any more.
-            Err(mpsc::SendError(held)) => held.session.close(CloseReason::Shutdown),
+            Err(mpsc::SendError(session)) => session.close(CloseReason::Shutdown),
         }
     }
 }
@@ -76,12 +68,12 @@ impl Holds {
 
     /// The sockets of all who wait, queue by queue.
     pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.queues.iter().flatten().map(|held| held.session.fd())
+        self.queues.iter().flatten().map(Session::fd)
     }
 
     /// How long until the next one has waited for long enough.
     pub(super) fn timeout(&self) -> Option<Duration> {
-        let next = self.queues.iter().flatten().map(Held::deadline).min()?;
+        let next = self.queues.iter().flatten().map(deadline).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -89,11 +81,11 @@ impl Holds {
     pub(super) fn drop_gone(&mut self, gone: &[bool]) {
         let mut gone = gone.iter().copied();
         for queue in &mut self.queues {
-            for held in std::mem::take(queue) {
+            for session in std::mem::take(queue) {
                 if gone.next().unwrap_or(false) {
-                    held.session.leave_hold().close(CloseReason::ClientClosed);
+                    session.leave_hold().close(CloseReason::ClientClosed);
                 } else {
-                    queue.push_back(held);
+                    queue.push_back(session);
                 }
             }
         }
@@ -104,7 +96,7 @@ impl Holds {
         if session.shared().view.borrow().verdict.served().is_some() {
             workers.take(session);
         } else {
-            self.insert(Held { session, failed: None }, workers);
+            self.insert(session, workers);
         }
     }
 
@@ -112,64 +104,48 @@ impl Holds {
     pub(super) fn turn(&mut self, workers: &Workers) {
         let mut count = [0; 8];
         let _ = rustix::io::read(&self.wake, &mut count);
-        while let Ok(held) = self.returned.try_recv() {
-            self.insert(held, workers);
+        while let Ok(session) = self.returned.try_recv() {
+            self.insert(session, workers);
         }
         let now = Instant::now();
         for queue in &mut self.queues {
-            let Some(shared) = queue.front().map(|held| held.session.shared().clone()) else {
+            let Some(shared) = queue.front().map(|session| session.shared().clone()) else {
                 continue;
             };
-            let view = shared.view.borrow().clone();
-            let serves = view.verdict.served().is_some();
-            for mut held in std::mem::take(queue) {
-                held.failed.take_if(|(epoch, _)| *epoch < view.epoch);
-                if serves && held.failed.is_none() {
-                    workers.take(held.session.leave_hold());
-                } else if held.deadline() <= now {
-                    let reason = match held.failed {
-                        Some(_) => CloseReason::ConnectFailed,
-                        None => CloseReason::HoldTimeout,
-                    };
-                    dismiss(held.session.leave_hold(), reason, workers);
+            let serves = shared.view.borrow().verdict.served().is_some();
+            for session in std::mem::take(queue) {
+                if serves {
+                    workers.take(session.leave_hold());
+                } else if deadline(&session) <= now {
+                    dismiss(session.leave_hold(), CloseReason::HoldTimeout, workers);
                 } else {
-                    queue.push_back(held);
+                    queue.push_back(session);
                 }
             }
         }
     }
 
-    fn insert(&mut self, held: Held, workers: &Workers) {
-        let Held { session, failed } = held;
+    fn insert(&mut self, session: Session, workers: &Workers) {
         let shared = session.shared().clone();
         let rules = shared.hold;
         if rules.timeout.is_zero() || rules.dry_run {
             if rules.dry_run {
                 shared.metrics.held_total.inc();
             }
-            let reason = failed.map_or(CloseReason::Refused, |_| CloseReason::ConnectFailed);
-            return dismiss(session, reason, workers);
+            return dismiss(session, CloseReason::Refused, workers);
         }
         let queue = &mut self.queues[shared.place];
         if queue.len() >= rules.max {
             return dismiss(session, CloseReason::HoldFull, workers);
         }
         // One that comes back has its old place.
-        let at = queue.partition_point(|other| other.session.opened() <= session.opened());
-        queue.insert(at, Held { session: session.enter_hold(), failed });
+        let at = queue.partition_point(|other| other.opened() <= session.opened());
+        queue.insert(at, session.enter_hold());
     }
 }
 
-impl Held {
-    fn deadline(&self) -> Instant {
-        let shared = self.session.shared();
-        let end = self.session.held_since() + shared.hold.timeout;
-        match self.failed {
-            // The next check tells more; but a master that comes and goes keeps nobody for ever.
-            Some((_, at)) => end.min(at + shared.connect_timeout),
-            None => end,
-        }
-    }
+fn deadline(session: &Session) -> Instant {
+    session.held_since() + session.shared().hold.timeout
 }
 
 /// Closes a client that gets no backend, by way of a worker if it is to be told why.
@@ -177,9 +153,9 @@ fn dismiss(session: Session, reason: CloseReason, workers: &Workers) {
     if reason == CloseReason::HoldTimeout {
         session.shared().metrics.hold_timeouts.inc();
     }
-    if reason == CloseReason::ConnectFailed || !session.shared().hold.error_reply {
-        session.close(reason);
-    } else {
+    if session.shared().hold.error_reply {
         workers.take(session.dismissed(reason));
+    } else {
+        session.close(reason);
     }
 }

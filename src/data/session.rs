@@ -15,7 +15,7 @@ use tokio::{
     net::TcpStream,
     select,
     sync::watch,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::debug;
 
@@ -28,6 +28,12 @@ use crate::{
     net,
     topology::{Hint, Hints, Hold, Lease, View},
 };
+
+/// The share of the connect_timeout that the first attempt has; each one after has twice as much.
+const FIRST_ATTEMPT: u32 = 8;
+
+/// Before a backend is tried again that refused.
+const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 
 /// For the last words to a client that gets no backend.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -141,13 +147,12 @@ impl Session {
             return account.close(reason);
         }
         let (backend, lease) = match account.connect().await {
-            Ok(connected) => connected,
-            Err(Unconnected::Wait { failed }) => {
-                account.backend = None;
+            Ok(Some(connected)) => connected,
+            Ok(None) => {
                 let returns = account.shared.returns.clone();
-                return returns.hold(Self { client, account, held_since, dismissed }, failed);
+                return returns.hold(Self { client, account, held_since, dismissed });
             }
-            Err(Unconnected::Close(reason)) => {
+            Err(reason) => {
                 net::reset(client);
                 return account.close(reason);
             }
@@ -178,14 +183,6 @@ impl Session {
     }
 }
 
-/// Why a session has no connection to a backend.
-enum Unconnected {
-    /// No backend is served, or the one of this epoch `failed`: another may come.
-    Wait { failed: Option<u64> },
-    /// There is nothing to wait for.
-    Close(CloseReason),
-}
-
 /// What is known of a session. However the session ends, dropping this counts its end once.
 #[derive(Debug)]
 struct Account {
@@ -201,45 +198,54 @@ struct Account {
 
 impl Account {
     /// Connects to the backend that is served now. Should its lease go meanwhile, starts over with
-    /// what the new View says.
-    async fn connect(&mut self) -> Result<(TcpStream, Lease), Unconnected> {
+    /// what the new View says; `None` if that serves nobody.
+    async fn connect(&mut self) -> Result<Option<(TcpStream, Lease)>, CloseReason> {
         let deadline = Instant::now() + self.shared.connect_timeout;
+        // A crowd overflows the backend's queue, which drops what comes, and the system asks again
+        // only after a second. So do not rely on one attempt alone.
+        let mut share = self.shared.connect_timeout / FIRST_ATTEMPT;
         loop {
             let view = self.shared.view.borrow().clone();
             let Some(served) = view.verdict.served() else {
-                return Err(Unconnected::Wait { failed: None });
+                self.backend = None;
+                return Ok(None);
             };
             self.backend = Some(served.backend.clone());
+            let end = deadline.min(Instant::now() + share);
             let connected = select! {
                 biased;
                 () = served.lease.revoked() => continue,
-                connected = timeout_at(deadline, net::connect(served.address)) => connected,
+                connected = timeout_at(end, net::connect(served.address)) => connected,
             };
             // The lease may have gone in the very moment of success.
             if served.lease.is_revoked() {
                 continue;
             }
-            let error = match connected {
+            let (reason, pause) = match connected {
                 Ok(Ok(backend)) => {
                     // Where the option is refused, the checks still find a host that is gone.
                     let _ = net::set_user_timeout(&backend, self.shared.patience);
-                    return Ok((backend, served.lease.clone()));
+                    return Ok(Some((backend, served.lease.clone())));
                 }
-                Ok(Err(error)) => Some(error),
-                Err(_) => None,
-            };
-            if error.as_ref().is_some_and(net::is_out_of_resources) {
-                return Err(Unconnected::Close(CloseReason::NoResources));
-            }
-            if let Some(counter) = self.shared.connect_failures.get(&served.backend) {
-                counter.inc();
-            }
-            self.shared.hints.give(Hint::ConnectFailed);
-            return Err(match error {
+                Ok(Err(error)) if net::is_out_of_resources(&error) => {
+                    return Err(CloseReason::NoResources);
+                }
                 // A backend that has just died: the next check finds that out.
-                Some(_) => Unconnected::Wait { failed: Some(view.epoch) },
-                None => Unconnected::Close(CloseReason::ConnectTimeout),
-            });
+                Ok(Err(_)) => (CloseReason::ConnectFailed, REFUSED_PAUSE),
+                Err(_) => (CloseReason::ConnectTimeout, Duration::ZERO),
+            };
+            self.shared.hints.give(Hint::ConnectFailed);
+            if Instant::now() + pause >= deadline {
+                if let Some(counter) = self.shared.connect_failures.get(&served.backend) {
+                    counter.inc();
+                }
+                return Err(reason);
+            }
+            share *= 2;
+            select! {
+                () = served.lease.revoked() => {}
+                () = sleep(pause) => {}
+            }
         }
     }
 

@@ -253,3 +253,19 @@ fn an_idle_crowd_that_waits_costs_little_but_its_sockets() {
     drop((warm, crowd));
     held(&rolegate, 0.0);
 }
+
+#[test]
+fn a_crowd_that_waited_is_served_to_the_last_client() {
+    // More than the 511 that Redis lets wait for its accept.
+    const CROWD: usize = 1000;
+    let (group, rolegate) = without_master("timeout: 1m");
+    let mut crowd: Vec<_> = (0..CROWD).map(|_| rolegate.client()).collect();
+    for client in &mut crowd {
+        client.send(&["AUTH", PASSWORD]).unwrap();
+    }
+    held(&rolegate, 1000.0);
+    group.nodes[1].promote();
+    for client in &mut crowd {
+        assert_eq!(client.read().unwrap().text(), "OK");
+    }
+}
