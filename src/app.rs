@@ -185,6 +185,7 @@ fn shared(
         view: published.view.clone(),
         connect_timeout: pool.connect_timeout,
         patience: pool.check.patience(),
+        lease_patience: pool.check.interval + pool.check.patience(),
         hold: listener.hold,
         returns,
         hints: published.hints.clone(),

@@ -217,9 +217,9 @@ impl Monitor {
             member.metrics.check_ended(took);
             member.checked = (at - took).saturating_duration_since(self.started);
         }
-        if matches!(observation, Observation::Passed(_))
-            && self.view.borrow().verdict.served().is_some_and(|s| s.backend == member.name)
-        {
+        let passed = matches!(observation, Observation::Passed(_) | Observation::StillBusy);
+        let name = member.name.clone();
+        if passed && self.view.borrow().verdict.served().is_some_and(|s| s.backend == name) {
             self.passed = Some(at);
         }
         let failure = observation.failure();
@@ -242,6 +242,12 @@ impl Monitor {
             self.decide();
         } else if self.conflict {
             self.count_seconds();
+        }
+        // After the decision, which may have found that it has lost the role.
+        if let Some(served) = self.view.borrow().verdict.served().filter(|s| s.backend == name)
+            && passed
+        {
+            served.lease.confirm();
         }
     }
 

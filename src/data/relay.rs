@@ -16,13 +16,15 @@ use prometheus::IntCounter;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, Sleep, sleep, timeout_at},
 };
+
+use super::session::Shared;
 
 use crate::{
     metrics::CloseReason,
     net,
-    topology::{Hint, Hints},
+    topology::{Hint, Hints, Lease},
 };
 
 /// What one read takes at the most, and so what a session keeps at the most for each side.
@@ -34,6 +36,9 @@ const READ_ONLY: &[u8] = b"-READONLY ";
 
 /// How long a slow client gets for the replies that its lost backend gave before it lost the lease.
 const DELIVERY: Duration = Duration::from_secs(1);
+
+/// How often to look whether a check has passed since the process stood still.
+const STALL_LOOK: Duration = Duration::from_millis(5);
 
 /// How often to look whether our kernel has sent all of them.
 const DELIVERY_LOOK: Duration = Duration::from_millis(2);
@@ -50,6 +55,11 @@ pub(super) struct Relay {
     up: Flow,
     down: Flow,
     hints: Hints,
+    lease: Lease,
+    /// So old may the last passed check be.
+    patience: Duration,
+    /// Until when nothing is passed on, because it is older.
+    stalled: Option<Pin<Box<Sleep>>>,
     /// The side whose FIN came first.
     first_closed: Option<CloseReason>,
 }
@@ -85,22 +95,32 @@ enum Broken {
 }
 
 impl Relay {
-    /// `bytes_up` and `bytes_down` count what is read from the client and from the backend.
     pub(super) fn new(
         client: TcpStream,
         backend: TcpStream,
-        bytes_up: IntCounter,
-        bytes_down: IntCounter,
-        hints: Hints,
+        lease: Lease,
+        shared: &Shared,
     ) -> Self {
-        let [up, down] = [bytes_up, bytes_down].map(|counter| Flow {
-            counter,
+        let metrics = &shared.metrics;
+        let [up, down] = [&metrics.bytes_in, &metrics.bytes_out].map(|counter| Flow {
+            counter: counter.clone(),
             pending: Vec::new(),
             written: 0,
             closed: false,
             sent_before_fin: false,
         });
-        Self { client, backend, up, down, hints, first_closed: None }
+        let (hints, patience) = (shared.hints.clone(), shared.lease_patience);
+        Self {
+            client,
+            backend,
+            up,
+            down,
+            hints,
+            lease,
+            patience,
+            stalled: None,
+            first_closed: None,
+        }
     }
 
     /// Moves bytes, and counts them, until both sides have closed or one has broken. Tells which
@@ -110,7 +130,11 @@ impl Relay {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, moved: &mut Moved) -> Poll<CloseReason> {
-        let up = self.up.poll(cx, &mut self.client, &mut self.backend, &mut moved.up, |_| ());
+        let up = if self.is_confirmed(cx) {
+            self.up.poll(cx, &mut self.client, &mut self.backend, &mut moved.up, |_| ())
+        } else {
+            Poll::Pending
+        };
         let hint = |bytes: &[u8]| {
             if bytes.starts_with(READ_ONLY) {
                 self.hints.give(Hint::ReadOnly);
@@ -138,6 +162,18 @@ impl Relay {
             (Poll::Ready(_), Poll::Ready(_), Some(end)) => Poll::Ready(end),
             _ => Poll::Pending,
         }
+    }
+
+    /// Whether checks have confirmed the lease of late. If not, looks again soon.
+    fn is_confirmed(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.lease.unconfirmed_for() > self.patience {
+            let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL_LOOK)));
+            if stalled.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            self.stalled = None;
+        }
+        true
     }
 
     /// Ends a session whose backend is lost: reads nothing from the client, takes over what the

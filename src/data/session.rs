@@ -53,6 +53,8 @@ pub struct Shared {
     pub connect_timeout: Duration,
     /// A backend that acknowledges nothing for so long is given up.
     pub patience: Duration,
+    /// A lease that no check has confirmed for longer passes nothing on.
+    pub lease_patience: Duration,
     /// What becomes of clients while no backend is served.
     pub hold: Hold,
     /// How they get there.
@@ -160,9 +162,7 @@ impl Session {
         let Ok(client) = TcpStream::from_std(client) else {
             return account.close(CloseReason::NoResources);
         };
-        let metrics = &account.shared.metrics;
-        let (up, down) = (metrics.bytes_in.clone(), metrics.bytes_out.clone());
-        let mut relay = Relay::new(client, backend, up, down, account.shared.hints.clone());
+        let mut relay = Relay::new(client, backend, lease.clone(), &account.shared);
         let reason = select! {
             biased;
             () = lease.revoked() => CloseReason::Revoked,

@@ -5,8 +5,8 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -19,13 +19,40 @@ use super::{Failure, Hints, Reason, State, VerdictKind};
 
 /// The right to use one backend process. Every session on the backend holds a clone, and ends when
 /// the monitor revokes it. Dropping a lease revokes nothing.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Lease {
     revoked: Arc<AtomicBool>,
     token: CancellationToken,
+    /// In milliseconds since [`ZERO`].
+    confirmed: Arc<AtomicU64>,
+}
+
+/// The zero of the leases' time.
+static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+fn millis() -> u64 {
+    u64::try_from(ZERO.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        let confirmed = Arc::new(AtomicU64::new(millis()));
+        Self { revoked: Arc::default(), token: CancellationToken::new(), confirmed }
+    }
 }
 
 impl Lease {
+    /// A check has passed now.
+    pub fn confirm(&self) {
+        self.confirmed.store(millis(), Ordering::Relaxed);
+    }
+
+    /// How long ago the last check passed. Checks that fail revoke the lease; so if this is long,
+    /// the process itself has stood still, and knows nothing of what happened meanwhile.
+    pub fn unconfirmed_for(&self) -> Duration {
+        Duration::from_millis(millis().saturating_sub(self.confirmed.load(Ordering::Relaxed)))
+    }
+
     /// Ends every session that holds this lease.
     pub fn revoke(&self) {
         self.revoked.store(true, Ordering::Release);

@@ -287,3 +287,24 @@ fn checks_are_fast_while_in_doubt_and_slow_in_peace() {
     // A doubt that brings nothing new ends.
     rolegate.wait_idle("n1");
 }
+
+#[test]
+fn what_clients_sent_while_rolegate_itself_stood_still_does_not_reach_the_old_master() {
+    let group = Group::start(2);
+    let rolegate = Rolegate::start_ready(&group.config());
+    let mut clients: Vec<_> =
+        (0..20).map(|_| Client::login(rolegate.address(), PASSWORD).unwrap()).collect();
+    rolegate.signal(rustix::process::Signal::STOP);
+    group.nodes[1].promote();
+    for client in &mut clients {
+        client.send(&["INCR", "late"]).unwrap();
+    }
+    // As a machine that is paused: longer than an interval and all timeouts of a check, 1.1 s.
+    std::thread::park_timeout(std::time::Duration::from_millis(1500));
+    rolegate.signal(rustix::process::Signal::CONT);
+    for client in &mut clients {
+        assert!(matches!(client.end().1, ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof));
+    }
+    rolegate.wait_master("n1");
+    assert_eq!(group.nodes[0].call(&["GET", "late"]).text(), "(nil)");
+}
