@@ -3,13 +3,15 @@
 //!
 //! A tour for newcomers, in the order in which to read:
 //!
-//! * [`topology`]: the words as plain data: roles, the View, leases.
-//! * [`control`]: the control plane. [`control::probe`] asks a backend who it is,
-//!   [`control::health`] folds the answers into a state, [`control::election`] decides who is the
-//!   master, and [`control::monitor`], one task a pool, publishes the View.
-//! * [`data`]: the data plane. [`data::listener`] accepts, [`data::worker`] runs sessions, each of
+//! * [`topology`]: the words as plain data: roles, rules, the View, leases, hints.
+//! * [`control`]: the control plane. Its probes ask each backend who it is, [`control::health`]
+//!   folds the answers into a state, [`control::election`] decides who is the true master (with what
+//!   the Sentinels say, and what is remembered), and [`control::monitor`], one task a pool,
+//!   publishes the View.
+//! * [`data`]: the data plane. [`data::listener`] accepts, [`data::hold`] keeps those who wait for a
+//!   master, [`data::worker`] runs sessions, each of
 //!   which reads the View, connects, and relays bytes until its lease is revoked.
-//! * [`admin`]: metrics, health and status over HTTP.
+//! * [`admin`]: metrics, health, status and explanations over HTTP.
 //! * [`config`]: from YAML to a checked configuration, every error at once.
 //! * [`app`]: what starts and stops in which order.
 
