@@ -185,7 +185,7 @@ fn shared(
         view: published.view.clone(),
         connect_timeout: pool.connect_timeout,
         patience: pool.check.patience(),
-        lease_patience: pool.check.interval + pool.check.patience(),
+        lease_patience: pool.check.lease_patience(),
         hold: listener.hold,
         returns,
         hints: published.hints.clone(),

@@ -130,6 +130,12 @@ impl Check {
     pub fn patience(&self) -> Duration {
         (self.timeout * self.fall).max(Duration::from_secs(1))
     }
+
+    /// How old the last check of a backend may get while this process runs: an interval, the
+    /// timeouts of a silent one, one more over a new connection, and one to be sure.
+    pub fn lease_patience(&self) -> Duration {
+        (self.interval + self.timeout * (self.fall + 2)).max(Duration::from_secs(1))
+    }
 }
 
 /// How to log.

@@ -218,8 +218,7 @@ impl Monitor {
             member.checked = (at - took).saturating_duration_since(self.started);
         }
         let passed = matches!(observation, Observation::Passed(_) | Observation::StillBusy);
-        let name = member.name.clone();
-        if passed && self.view.borrow().verdict.served().is_some_and(|s| s.backend == name) {
+        if passed && self.view.borrow().verdict.served().is_some_and(|s| s.backend == member.name) {
             self.passed = Some(at);
         }
         let failure = observation.failure();
@@ -243,11 +242,11 @@ impl Monitor {
         } else if self.conflict {
             self.count_seconds();
         }
-        // After the decision, which may have found that it has lost the role.
-        if let Some(served) = self.view.borrow().verdict.served().filter(|s| s.backend == name)
-            && passed
+        // After the decision. The word of the served one is not enough: another may be its heir.
+        if let Some(served) = self.view.borrow().verdict.served()
+            && let Some(oldest) = self.members.iter().map(|member| member.checked).min()
         {
-            served.lease.confirm();
+            served.lease.confirm(self.started + oldest);
         }
     }
 

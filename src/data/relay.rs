@@ -56,7 +56,7 @@ pub(super) struct Relay {
     down: Flow,
     hints: Hints,
     lease: Lease,
-    /// So old may the last passed check be.
+    /// So old may the checks be on which the lease rests.
     patience: Duration,
     /// Until when nothing is passed on, because it is older.
     stalled: Option<Pin<Box<Sleep>>>,

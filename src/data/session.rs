@@ -53,7 +53,7 @@ pub struct Shared {
     pub connect_timeout: Duration,
     /// A backend that acknowledges nothing for so long is given up.
     pub patience: Duration,
-    /// A lease that no check has confirmed for longer passes nothing on.
+    /// A lease that rests on older checks passes nothing on.
     pub lease_patience: Duration,
     /// What becomes of clients while no backend is served.
     pub hold: Hold,

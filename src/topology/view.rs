@@ -30,27 +30,28 @@ pub struct Lease {
 /// The zero of the leases' time.
 static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-fn millis() -> u64 {
-    u64::try_from(ZERO.elapsed().as_millis()).unwrap_or(u64::MAX)
+fn millis(at: Instant) -> u64 {
+    u64::try_from(at.saturating_duration_since(*ZERO).as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Default for Lease {
     fn default() -> Self {
-        let confirmed = Arc::new(AtomicU64::new(millis()));
+        let confirmed = Arc::new(AtomicU64::new(millis(Instant::now())));
         Self { revoked: Arc::default(), token: CancellationToken::new(), confirmed }
     }
 }
 
 impl Lease {
-    /// A check has passed now.
-    pub fn confirm(&self) {
-        self.confirmed.store(millis(), Ordering::Relaxed);
+    /// Every backend has been checked since then, and the lease still holds.
+    pub fn confirm(&self, since: Instant) {
+        self.confirmed.store(millis(since), Ordering::Relaxed);
     }
 
-    /// How long ago the last check passed. Checks that fail revoke the lease; so if this is long,
-    /// the process itself has stood still, and knows nothing of what happened meanwhile.
+    /// How old the oldest check is on which the lease rests. If that is long, the process itself has
+    /// stood still, and knows nothing of what happened meanwhile.
     pub fn unconfirmed_for(&self) -> Duration {
-        Duration::from_millis(millis().saturating_sub(self.confirmed.load(Ordering::Relaxed)))
+        let confirmed = self.confirmed.load(Ordering::Relaxed);
+        Duration::from_millis(millis(Instant::now()).saturating_sub(confirmed))
     }
 
     /// Ends every session that holds this lease.

@@ -111,10 +111,10 @@ fn siblings_are_refused_until_one_gives_way() {
     let rolegate = Rolegate::start_ready(&group.config());
     let nodes = &group.nodes;
     // The first checks of the two must not come between the promotions.
-    rolegate.signal(rustix::process::Signal::STOP);
+    rolegate.freeze();
     nodes[1].promote();
     nodes[2].promote();
-    rolegate.signal(rustix::process::Signal::CONT);
+    rolegate.thaw();
     wait_rule(&rolegate, "conflict");
     assert_eq!(pool(&rolegate)["verdict"], "refuse");
     let (code, reason) = rolegate.get("/ready");
@@ -291,17 +291,18 @@ fn checks_are_fast_while_in_doubt_and_slow_in_peace() {
 #[test]
 fn what_clients_sent_while_rolegate_itself_stood_still_does_not_reach_the_old_master() {
     let group = Group::start(2);
-    let rolegate = Rolegate::start_ready(&group.config());
+    let config = group.config().replace("timeout: 500ms", "timeout: 200ms");
+    let rolegate = Rolegate::start_ready(&config);
     let mut clients: Vec<_> =
         (0..20).map(|_| Client::login(rolegate.address(), PASSWORD).unwrap()).collect();
-    rolegate.signal(rustix::process::Signal::STOP);
+    rolegate.freeze();
     group.nodes[1].promote();
     for client in &mut clients {
         client.send(&["INCR", "late"]).unwrap();
     }
-    // As a machine that is paused: longer than an interval and all timeouts of a check, 1.1 s.
+    // As a machine that is paused: longer than checks may be old, 1 s here.
     std::thread::park_timeout(std::time::Duration::from_millis(1500));
-    rolegate.signal(rustix::process::Signal::CONT);
+    rolegate.thaw();
     for client in &mut clients {
         assert!(matches!(client.end().1, ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof));
     }

@@ -219,6 +219,23 @@ impl Rolegate {
         Duration::from_nanos(spent.sum())
     }
 
+    /// Stops every thread of it, and returns when they stand still.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        eventually("all threads are stopped", || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+            let is_stopped = |task: fs::DirEntry| {
+                let stat = fs::read_to_string(task.path().join("stat")).unwrap();
+                stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+            };
+            tasks.map(Result::unwrap).all(is_stopped).then_some(())
+        });
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
