@@ -55,6 +55,23 @@ pub struct SentinelView {
     pub complete_from: Option<Duration>,
 }
 
+impl SentinelView {
+    /// Whether a quorum names this backend.
+    fn names(&self, place: usize) -> bool {
+        self.named.is_some_and(|(named, _)| named == place)
+    }
+
+    /// Whether a quorum names this backend, and no failover is under way.
+    fn is_calm_about(&self, place: usize) -> bool {
+        self.names(place) && self.failover.is_none()
+    }
+
+    /// Whether every Sentinel has answered a question that was asked then or later.
+    fn is_complete_since(&self, time: Duration) -> bool {
+        self.complete_from.is_some_and(|from| from >= time)
+    }
+}
+
 /// The outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
@@ -273,9 +290,7 @@ impl Election {
         if let Some(named) = newer.filter(|named| field.is_down(*named)) {
             return Decision::not(Rule::SentinelElsewhere, vec![named]);
         }
-        let cleared = view.is_some_and(|view| {
-            view.named.is_some_and(|(place, _)| place == incumbent) && view.failover.is_none()
-        });
+        let cleared = view.is_some_and(|view| view.is_calm_about(incumbent));
         let others = [field.followers_of_lost_heir(incumbent), field.followed_strangers(incumbent)];
         if let Some(about) = others.into_iter().find(|about| !about.is_empty())
             && !cleared
@@ -289,9 +304,8 @@ impl Election {
         // Replicas also follow an old master that restarts before they are told of the new one.
         if let (Some((rival, since)), Some(view)) = (self.deserted, view)
             && now >= since + DOUBT
-            && view.failover.is_none()
-            && view.named.is_some_and(|(named, _)| named == rival)
-            && view.complete_from.is_some_and(|from| from >= since)
+            && view.is_calm_about(rival)
+            && view.is_complete_since(since)
         {
             return Decision::serve(rival, Rule::Sentinel);
         }
@@ -309,9 +323,8 @@ impl Election {
         view: Option<&SentinelView>,
         incumbent: usize,
     ) -> Option<Decision> {
-        let of_incumbent =
-            |view: &&SentinelView| view.named.is_some_and(|(named, _)| named == incumbent);
-        let heir = view.filter(of_incumbent).and_then(|view| view.failover.flatten());
+        let view = view.filter(|view| view.names(incumbent));
+        let heir = view.and_then(|view| view.failover.flatten());
         let distrust_until = &mut self.distrust_until;
         let Some(heir) = heir.filter(|heir| *heir != incumbent) else {
             let given_up = |selected: Selected| selected.believed && selected.heir != incumbent;
@@ -369,13 +382,12 @@ impl Election {
         let followed: Vec<_> =
             heirs.iter().copied().filter(|heir| field.followers(*heir) > 0).collect();
         if let Some(view) = view.filter(|_| parent_followed || followed.is_empty()) {
-            let names_parent = view.named.is_some_and(|(place, _)| place == parent);
-            let quiet = names_parent && view.failover.is_none();
-            if quiet && view.complete_from.is_some_and(|from| from >= since) {
+            let calm = view.is_calm_about(parent);
+            if calm && view.is_complete_since(since) {
                 return kept(heirs);
             }
-            let heard = view.complete_from.is_some_and(|from| from + DOUBT >= since);
-            if quiet && heard && self.unbroken && now < since + ASKING {
+            let heard = view.is_complete_since(since.saturating_sub(DOUBT));
+            if calm && heard && self.unbroken && now < since + ASKING {
                 return Decision { ask: true, ..kept(heirs).until(since + ASKING) };
             }
         }
@@ -436,19 +448,15 @@ impl Election {
             view.failover.is_none_or(|heir| heir.is_some() && heir == named)
                 && view.complete_from.is_some()
         });
-        let named = match (&self.memory, view.and_then(|view| view.named)) {
-            (Some(_), _) if self.newer(view).is_some() => self.newer(view),
-            (_, Some((place, _))) if settled => Some(place),
-            _ => None,
-        };
+        let newer = self.newer(view);
+        let settled = view.filter(|_| settled).and_then(|view| view.named);
+        let named = newer.or_else(|| settled.map(|(place, _)| place));
         let is_heir = |place: &usize| field.is_heir(*place) && !field.is_stray(*place);
         let heirs: Vec<_> = left.iter().copied().filter(is_heir).collect();
         let named = named.filter(|named| left.contains(named));
         match (&left[..], &heirs[..], named) {
             ([], ..) => Decision::not(Rule::Superseded, field.masters().to_vec()),
-            (_, _, Some(named)) if self.newer(view) == Some(named) => {
-                Decision::serve(named, Rule::Sentinel)
-            }
+            (_, _, Some(named)) if newer == Some(named) => Decision::serve(named, Rule::Sentinel),
             (_, [heir], _) => Decision::serve(*heir, Rule::Heir),
             (_, _, Some(named)) => Decision::serve(named, Rule::Sentinel),
             ([only], ..) => self.judge_only(field, *only, view),
