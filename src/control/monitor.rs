@@ -5,7 +5,7 @@ mod sentinels;
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -74,7 +74,8 @@ pub struct Monitor {
     /// The last passed check of the served backend.
     passed: Option<Instant>,
     view: watch::Sender<Arc<View>>,
-    status: Arc<Mutex<PoolStatus>>,
+    /// What others read.
+    published: Published,
     probes: Vec<Probe>,
 }
 
@@ -124,8 +125,12 @@ impl Monitor {
             sentinels: pool.sentinel.iter().flat_map(|s| &s.addresses).map(silent).collect(),
             sentinel_view: None,
         };
-        let status = Arc::new(Mutex::new(status));
-        let status_out = status.clone();
+        let published = Published {
+            pool: pool.name.clone(),
+            view: view_out,
+            status: Arc::new(Mutex::new(status)),
+            hints: hints.clone(),
+        };
         let store = state_dir.map(|folder| Store::new(folder, pool.name.clone()));
         let memory = store.as_ref().and_then(|store| store.load(&names));
         let monitor = Self {
@@ -135,7 +140,7 @@ impl Monitor {
             probes,
             paces,
             check: pool.check,
-            hints: hints.clone(),
+            hints,
             reports,
             election: Election::new(pool.on_unexplained_heir, memory),
             last: Decision::starting(),
@@ -151,11 +156,10 @@ impl Monitor {
             served: None,
             passed: None,
             view,
-            status,
+            published: published.clone(),
         };
         monitor.metrics.set_verdict(Rule::Starting);
-        let pool = pool.name.clone();
-        (monitor, Published { pool, view: view_out, status: status_out, hints })
+        (monitor, published)
     }
 
     /// Runs until one of its tasks ends, which none does by itself.
@@ -225,7 +229,7 @@ impl Monitor {
         let changed = member.observe(&self.pool, observation, words.as_deref());
         let state = member.state();
         {
-            let mut status = lock(&self.status);
+            let mut status = self.published.status();
             let backend = &mut status.backends[place];
             match (&mut backend.state, state) {
                 (State::Up(shown), State::Up(now)) if !changed => shown.offset = now.offset,
@@ -260,7 +264,7 @@ impl Monitor {
         }
         let (says, up) = sentinel.says(place, &self.names);
         {
-            let mut status = lock(&self.status);
+            let mut status = self.published.status();
             let status = &mut status.sentinels[place];
             if status.says != says {
                 let (pool, sentinel) = (&*self.pool, &*status.address);
@@ -287,12 +291,8 @@ impl Monitor {
         self.paces.iter().for_each(|pace| pace.check_now());
     }
 
-    fn now(&self) -> Duration {
-        self.started.elapsed()
-    }
-
     fn decide(&mut self) {
-        let now = self.now();
+        let now = self.started.elapsed();
         let members: Vec<_> = self
             .members
             .iter()
@@ -321,26 +321,26 @@ impl Monitor {
         self.count_seconds();
         self.conflict = masters > 1;
         self.metrics.set_conflict(self.conflict);
-        self.explain(&decision);
-        if !self.is_published(&decision) {
-            self.publish(&decision);
+        let reason = self.reason(&decision);
+        self.explain(&decision, &reason);
+        if !self.is_published(&decision, &reason) {
+            self.publish(&decision, &reason);
         }
         self.last = decision;
         self.set_pace();
     }
 
     /// Renews what `/status` says of the decision.
-    fn explain(&self, decision: &Decision) {
+    fn explain(&self, decision: &Decision, reason: &Reason) {
         let states: Vec<_> = self.members.iter().map(Member::state).collect();
         let sentences = evidence::sentences(&self.names, &states, decision);
-        let reason = self.reason(decision);
         self.metrics.set_verdict(reason.rule);
         let view = self.sentinel.as_ref().map(|sentinel| sentinel.describe(&self.names));
-        let mut status = lock(&self.status);
+        let mut status = self.published.status();
         for (backend, sentence) in status.backends.iter_mut().zip(sentences) {
             backend.evidence = sentence;
         }
-        status.reason = reason;
+        status.reason = reason.clone();
         status.sentinel_view = view;
     }
 
@@ -349,9 +349,9 @@ impl Monitor {
         Reason { rule: decision.rule, words: decision.rule.words(&about).into() }
     }
 
-    fn is_published(&self, decision: &Decision) -> bool {
+    fn is_published(&self, decision: &Decision, reason: &Reason) -> bool {
         match (&self.view.borrow().verdict, decision.serve) {
-            (Verdict::Hold(now) | Verdict::Refuse(now), None) => *now == self.reason(decision),
+            (Verdict::Hold(now) | Verdict::Refuse(now), None) => now == reason,
             (Verdict::Serve(now), Some(place)) => {
                 let member = &self.members[place];
                 now.backend == member.name && self.served_last(member.state())
@@ -370,10 +370,9 @@ impl Monitor {
 
     /// Publishes the new View first and revokes the old lease then: who loses the lease finds the
     /// View that says what comes instead.
-    fn publish(&mut self, decision: &Decision) {
+    fn publish(&mut self, decision: &Decision, reason: &Reason) {
         let old = self.view.borrow().clone();
         let now = Instant::now();
-        let reason = self.reason(decision);
         let served =
             decision.serve.and_then(|place| Some((place, self.members[place].state().answer()?)));
         let verdict = match served {
@@ -410,7 +409,9 @@ impl Monitor {
             member.metrics.set_master(Some(place) == decision.serve);
         }
         self.news = now;
-        let evidence: Vec<_> = lock(&self.status)
+        let evidence: Vec<_> = self
+            .published
+            .status()
             .backends
             .iter()
             .map(|backend| format!("{}: {}", backend.name, backend.evidence))
@@ -476,10 +477,6 @@ impl Monitor {
             }
         }
     }
-}
-
-fn lock(status: &Mutex<PoolStatus>) -> MutexGuard<'_, PoolStatus> {
-    status.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn silent(address: &HostPort) -> SentinelStatus {
