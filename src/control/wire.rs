@@ -53,9 +53,7 @@ impl Line {
         patience: Duration,
         max_bytes: usize,
     ) -> Result<Self, Problem> {
-        net::set_user_timeout(&stream, patience).map_err(|error| Problem::io(&error))?;
-        let tap = Arc::new(Tap { max_bytes, ..Tap::default() });
-        let stream = Tapped { stream, tap };
+        let stream = Tapped::new(stream, patience, max_bytes)?;
         Ok(Self(BufReader::with_capacity(USUAL_REPLIES, stream)))
     }
 
@@ -134,11 +132,11 @@ impl Wire {
         info: RedisConnectionInfo,
         config: AsyncConnectionConfig,
     ) -> Result<Self, Problem> {
-        net::set_user_timeout(&stream, patience).map_err(|error| Problem::io(&error))?;
-        let tap = Arc::new(Tap { max_bytes, ..Tap::default() });
+        let stream = Tapped::new(stream, patience, max_bytes)?;
+        let tap = stream.tap.clone();
         let (connection, driver) = MultiplexedConnection::new_with_config(
             &info.set_skip_set_lib_name(),
-            Tapped { stream, tap: tap.clone() },
+            stream,
             config.set_response_timeout(None),
         )
         .await
@@ -261,6 +259,13 @@ impl Tap {
 struct Tapped {
     stream: TcpStream,
     tap: Arc<Tap>,
+}
+
+impl Tapped {
+    fn new(stream: TcpStream, patience: Duration, max_bytes: usize) -> Result<Self, Problem> {
+        net::set_user_timeout(&stream, patience).map_err(|error| Problem::io(&error))?;
+        Ok(Self { stream, tap: Arc::new(Tap { max_bytes, ..Tap::default() }) })
+    }
 }
 
 impl AsyncRead for Tapped {
