@@ -86,7 +86,11 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             name
         });
     };
-    let count = thread::available_parallelism().map_or(1, NonZero::get);
+    let count = match config.workers {
+        Some(count) => count.get().try_into().unwrap_or(usize::MAX),
+        // Knows the affinity and the cgroup's quota, too.
+        None => thread::available_parallelism().map_or(1, NonZero::get),
+    };
     let (workers, ends) = Workers::start(count, &draining, config.shutdown_timeout)?;
     for (number, end) in ends.into_iter().enumerate() {
         watch(format!("data worker {number}"), end);

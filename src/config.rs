@@ -10,6 +10,7 @@ mod units;
 use std::{
     fmt, fs,
     io::Read,
+    num::NonZero,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -41,6 +42,8 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// Where each pool's memory is kept over restarts; nowhere if absent.
     pub state_dir: Option<PathBuf>,
+    /// Threads that run sessions; one for each core the process may use if absent.
+    pub workers: Option<NonZero<u32>>,
 }
 
 /// One name under `listeners`.

@@ -1,7 +1,7 @@
 //! From the YAML as written to a [`Config`]: which keys there are and what they allow. Reports every
 //! fault at once; no message shows what stands under `auth`.
 
-use std::{path::PathBuf, slice, time::Duration};
+use std::{num::NonZero, path::PathBuf, slice, time::Duration};
 
 use super::{
     Bind, Config, Listener, Log, LogFormat, Pool,
@@ -29,7 +29,8 @@ pub(super) fn check(root: &Node) -> Result<Config, Vec<Fault>> {
 
 impl Checker {
     fn config(&mut self, root: &Node) -> Option<Config> {
-        let known = ["listeners", "pools", "admin", "log", "shutdown_timeout", "state_dir"];
+        let known =
+            ["listeners", "pools", "admin", "log", "shutdown_timeout", "state_dir", "workers"];
         let top = self.section(root, "", &known)?;
         let pools = self.required(&top, "pools").map(|node| self.pools(node));
         let pools = pools.unwrap_or_default();
@@ -49,6 +50,9 @@ impl Checker {
                 Duration::from_secs(10),
                 Duration::ZERO..=24 * HOUR,
             ),
+            workers: top
+                .get("workers")
+                .and_then(|_| NonZero::new(self.count(&top, "workers", 1, 1..=1024))),
         })
     }
 

@@ -168,6 +168,7 @@ fn every_error_has_its_place_and_words() {
             ],
         ),
         (pool("log: { format: jsn }\n"), &["found \"jsn\", did you mean \"json\"?"]),
+        (pool("workers: 0\n"), &["6:10: workers is not a count: found 0", "from 1 to 1024"]),
         (pool("shutdown_timeout: 10\n"), &["6:19: shutdown_timeout is a duration without a unit"]),
         (
             listener("bind: localhost:6379, pool: main"),
