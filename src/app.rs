@@ -91,12 +91,14 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         // Knows the affinity and the cgroup's quota, too.
         None => thread::available_parallelism().map_or(1, NonZero::get),
     };
-    let (workers, ends) = Workers::start(count, &draining, config.shutdown_timeout)?;
+    let loads = (0..count).map(|number| metrics.worker(number)).collect();
+    let (workers, ends) = Workers::start(loads, &draining, config.shutdown_timeout)?;
     for (number, end) in ends.into_iter().enumerate() {
         watch(format!("data worker {number}"), end);
     }
 
     let (holds, returns) = Holds::new(config.listeners.len())?;
+    watch("the holding thread".to_owned(), holds.start(workers.clone(), draining.clone())?);
     for published in &pools {
         let (pool, mut view, returns) =
             (published.pool.clone(), published.view.clone(), returns.clone());
@@ -130,9 +132,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             metrics: metrics.listener(&listener.name),
         });
     }
-    let (stop_accepting, stopping) = io::pipe()?;
-    let end = listener::start(accepting, workers, holds, stop_accepting)?;
-    watch("the accepting thread".to_owned(), end);
+    workers.accept(accepting).await;
 
     if let Some(socket) = admin_socket {
         info!(address = %socket.local_addr()?, "admin listening");
@@ -158,7 +158,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let grace = config.shutdown_timeout.as_secs_f64();
     info!(signal, shutdown_timeout_seconds = grace, "stopping: no new clients, sessions may end");
     draining.cancel();
-    drop(stopping);
+    returns.wake();
     tokio::select! {
         signal = signals.next() => warn!(signal, "stopping at once: second signal"),
         Some(ended) = control.join_next() => return Err(ended_early(ended)),

@@ -8,9 +8,9 @@
 //!   folds the answers into a state, [`control::election`] decides who is the true master (with what
 //!   the Sentinels say, and what is remembered), and [`control::monitor`], one task a pool,
 //!   publishes the View.
-//! * [`data`]: the data plane. [`data::listener`] accepts, [`data::hold`] keeps those who wait for a
-//!   master, [`data::worker`] runs sessions, each of
-//!   which reads the View, connects, and relays bytes until its lease is revoked.
+//! * [`data`]: the data plane. Each [`data::worker`] is a thread with listeners that accept and sessions,
+//!   each of which reads the View, connects, and relays bytes until its lease is revoked.
+//!   [`data::hold`] keeps those who wait for a master.
 //! * [`admin`]: metrics, health, status and explanations over HTTP.
 //! * [`config`]: from YAML to a checked configuration, every error at once.
 //! * [`app`]: what starts and stops in which order.

@@ -119,6 +119,7 @@ pub struct Metrics {
     held: IntGaugeVec,
     held_total: IntCounterVec,
     hold_timeouts: IntCounterVec,
+    worker_sessions: IntGaugeVec,
 }
 
 impl Metrics {
@@ -270,6 +271,11 @@ impl Metrics {
                 "Clients that waited in vain.",
                 &["listener"],
             )?,
+            worker_sessions: gauge(
+                "rolegate_worker_sessions",
+                "Sessions that a worker runs, or that are on their way to it.",
+                &["worker"],
+            )?,
             registry,
         })
     }
@@ -326,6 +332,11 @@ impl Metrics {
     /// Sessions' failed connections to one backend.
     pub fn connect_failures(&self, pool: &str, backend: &str) -> IntCounter {
         self.connect_failures.with_label_values(&[pool, backend])
+    }
+
+    /// The sessions of one worker.
+    pub fn worker(&self, number: usize) -> IntGauge {
+        self.worker_sessions.with_label_values(&[&number.to_string()])
     }
 
     /// The handles of one listener.

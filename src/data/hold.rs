@@ -1,29 +1,32 @@
 //! Clients that wait for a backend to be served: in the order in which they came, bounded, and each
-//! at the cost of its socket alone. They wait on the accepting thread, which has nothing else to do.
+//! at the cost of its socket alone. They wait on a thread of their own, which has nothing else to do.
 
 use std::{
     collections::VecDeque,
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, mpsc},
+    thread,
     time::Duration,
 };
 
-use rustix::event::{EventfdFlags, PollFlags, eventfd};
-use tokio::time::Instant;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use tokio::{sync::oneshot, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::error;
 
-use super::{session::Session, worker::Workers};
+use super::{session::Parked, worker::Workers};
 use crate::metrics::CloseReason;
 
 /// What poll(2) tells of a client that gives up, whatever it has sent before.
-pub(super) const GONE: PollFlags =
+const GONE: PollFlags =
     PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR).union(PollFlags::NVAL);
 
 /// All clients that wait, by listener.
 #[derive(Debug)]
 pub struct Holds {
-    queues: Vec<VecDeque<Session>>,
-    returned: mpsc::Receiver<Session>,
+    queues: Vec<VecDeque<Parked>>,
+    returned: mpsc::Receiver<Parked>,
     wake: Arc<OwnedFd>,
 }
 
@@ -31,22 +34,22 @@ pub struct Holds {
 #[derive(Clone, Debug)]
 pub struct Returns {
     // As many as there are sessions at the most.
-    sessions: mpsc::Sender<Session>,
+    sessions: mpsc::Sender<Parked>,
     wake: Arc<OwnedFd>,
 }
 
 impl Returns {
-    /// Makes the accepting thread look at the Views again.
+    /// Makes the holding thread look at the Views, and at the stop, again.
     pub fn wake(&self) {
         // It only fails where the thread is awake or gone.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
     /// Lets a session wait for a View that serves.
-    pub(super) fn hold(&self, session: Session) {
+    pub(super) fn hold(&self, session: Parked) {
         match self.sessions.send(session) {
             Ok(()) => self.wake(),
-            // Nobody accepts any more.
+            // Nobody waits any more.
             Err(mpsc::SendError(session)) => session.close(CloseReason::Shutdown),
         }
     }
@@ -61,24 +64,55 @@ impl Holds {
         Ok((Self { queues, returned, wake: wake.clone() }, Returns { sessions, wake }))
     }
 
-    /// Readable when there is something to do.
-    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+    /// Lets clients wait, on a thread of its own, until `stop` and a wake. The receiver resolves when
+    /// the thread ends.
+    pub fn start(
+        self,
+        workers: Workers,
+        stop: CancellationToken,
+    ) -> io::Result<oneshot::Receiver<()>> {
+        let (ending, end) = oneshot::channel();
+        thread::Builder::new().name("rolegate-hold".to_owned()).spawn(move || {
+            if let Err(error) = self.run(&workers, &stop) {
+                error!(error = error.to_string(), "cannot let clients wait");
+            }
+            drop(ending);
+        })?;
+        Ok(end)
     }
 
-    /// The sockets of all who wait, queue by queue.
-    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.queues.iter().flatten().map(Session::fd)
+    fn run(mut self, workers: &Workers, stop: &CancellationToken) -> io::Result<()> {
+        loop {
+            self.turn(workers);
+            // After the turn, which takes the wake that comes with it.
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            let held = self.queues.iter().flatten();
+            let mut fds: Vec<_> = [PollFd::new(&self.wake, PollFlags::IN)]
+                .into_iter()
+                .chain(held.map(|session| PollFd::from_borrowed_fd(session.as_fd(), GONE)))
+                .collect();
+            let timeout = self.timeout().and_then(|timeout| Timespec::try_from(timeout).ok());
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let ready: Vec<_> = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect();
+            if ready.contains(&true) {
+                self.drop_gone(&ready);
+            }
+        }
     }
 
     /// How long until the next one has waited for long enough.
-    pub(super) fn timeout(&self) -> Option<Duration> {
+    fn timeout(&self) -> Option<Duration> {
         let next = self.queues.iter().flatten().map(deadline).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
-    /// Lets those go who gave up, by their order in [`Self::fds`].
-    pub(super) fn drop_gone(&mut self, gone: &[bool]) {
+    /// Lets those go who gave up, by their place in all queues.
+    fn drop_gone(&mut self, gone: &[bool]) {
         let mut gone = gone.iter().copied();
         for queue in &mut self.queues {
             for session in std::mem::take(queue) {
@@ -91,17 +125,8 @@ impl Holds {
         }
     }
 
-    /// A new client: to a worker, or into the queue.
-    pub(super) fn admit(&mut self, session: Session, workers: &Workers) {
-        if session.shared().view.borrow().verdict.served().is_some() {
-            workers.take(session);
-        } else {
-            self.insert(session, workers);
-        }
-    }
-
-    /// Takes back the sessions that found no backend, and moves on whoever waits no longer.
-    pub(super) fn turn(&mut self, workers: &Workers) {
+    /// Takes the sessions that found no backend, and moves on whoever waits no longer.
+    fn turn(&mut self, workers: &Workers) {
         let mut count = [0; 8];
         let _ = rustix::io::read(&self.wake, &mut count);
         while let Ok(session) = self.returned.try_recv() {
@@ -125,7 +150,7 @@ impl Holds {
         }
     }
 
-    fn insert(&mut self, session: Session, workers: &Workers) {
+    fn insert(&mut self, session: Parked, workers: &Workers) {
         let shared = session.shared().clone();
         let rules = shared.hold;
         if rules.timeout.is_zero() || rules.dry_run {
@@ -144,12 +169,12 @@ impl Holds {
     }
 }
 
-fn deadline(session: &Session) -> Instant {
+fn deadline(session: &Parked) -> Instant {
     session.held_since() + session.shared().hold.timeout
 }
 
 /// Closes a client that gets no backend, by way of a worker if it is to be told why.
-fn dismiss(session: Session, reason: CloseReason, workers: &Workers) {
+fn dismiss(session: Parked, reason: CloseReason, workers: &Workers) {
     if reason == CloseReason::HoldTimeout {
         session.shared().metrics.hold_timeouts.inc();
     }

@@ -67,19 +67,22 @@ pub struct Shared {
     pub connect_failures: HashMap<Arc<str>, IntCounter>,
 }
 
-/// An accepted client.
+/// An accepted client, on the worker that runs it.
 #[derive(Debug)]
-pub(super) struct Session {
-    client: StdTcpStream,
+pub(super) struct Session<S = TcpStream> {
+    client: S,
     account: Account,
     held_since: Option<Instant>,
     /// It is only to be told why there is no backend, and closed.
     dismissed: Option<CloseReason>,
 }
 
+/// A client that no worker runs: it waits, or is on its way to a worker.
+pub(super) type Parked = Session<StdTcpStream>;
+
 impl Session {
     /// Counts the client from now on, wherever it waits.
-    pub(super) fn new(client: StdTcpStream, peer: SocketAddr, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(client: TcpStream, peer: SocketAddr, shared: Arc<Shared>) -> Self {
         shared.metrics.sessions.inc();
         shared.metrics.sessions_total.inc();
         let account = Account {
@@ -95,12 +98,78 @@ impl Session {
         Self { client, account, held_since: None, dismissed: None }
     }
 
-    pub(super) fn shared(&self) -> &Arc<Shared> {
-        &self.account.shared
+    /// Leaves the worker. `None` if the system does not let it go, which closes it.
+    pub(super) fn park(self) -> Option<Parked> {
+        let Self { client, account, held_since, dismissed } = self;
+        match client.into_std() {
+            Ok(client) => Some(Session { client, account, held_since, dismissed }),
+            Err(_) => {
+                account.close(CloseReason::NoResources);
+                None
+            }
+        }
     }
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.client.as_fd()
+    /// Lets the client wait for a View that serves.
+    pub(super) fn hold(self) {
+        let returns = self.account.shared.returns.clone();
+        if let Some(session) = self.park() {
+            returns.hold(session);
+        }
+    }
+
+    /// Serves the client until its end, or lets it wait.
+    pub(super) async fn run(self) {
+        let Self { client, mut account, held_since, dismissed } = self;
+        if let Some(reason) = dismissed {
+            // Boxed, so that no session pays for words that few are told.
+            Box::pin(account.tell_why(client)).await;
+            return account.close(reason);
+        }
+        let (backend, lease) = match account.connect().await {
+            Ok(Some(connected)) => connected,
+            Ok(None) => return Self { client, account, held_since, dismissed }.hold(),
+            Err(reason) => {
+                net::reset(client);
+                return account.close(reason);
+            }
+        };
+        let mut relay = Relay::new(client, backend, lease.clone(), &account.shared);
+        let reason = select! {
+            biased;
+            () = lease.revoked() => CloseReason::Revoked,
+            reason = relay.run(&mut account.moved) => reason,
+        };
+        match reason {
+            CloseReason::Revoked | CloseReason::BackendReset => {
+                if reason == CloseReason::BackendReset {
+                    account.shared.hints.give(Hint::BackendReset);
+                }
+                // Boxed, so that no session pays for its end before it comes.
+                Box::pin(relay.deliver_and_reset(&mut account.moved)).await;
+            }
+            CloseReason::ClientReset => relay.reset(),
+            _ => drop(relay),
+        }
+        account.close(reason);
+    }
+}
+
+impl Parked {
+    /// Goes on, on the worker that runs here. `None` if the system does not let it, which closes it.
+    pub(super) fn resume(self) -> Option<Session> {
+        let Self { client, account, held_since, dismissed } = self;
+        match TcpStream::from_std(client) {
+            Ok(client) => Some(Session { client, account, held_since, dismissed }),
+            Err(_) => {
+                account.close(CloseReason::NoResources);
+                None
+            }
+        }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.account.shared
     }
 
     /// When the client was accepted.
@@ -139,47 +208,11 @@ impl Session {
         net::reset(self.client);
         self.account.close(reason);
     }
+}
 
-    /// Serves the client until its end, or lets it wait.
-    pub(super) async fn run(self) {
-        let Self { client, mut account, held_since, dismissed } = self;
-        if let Some(reason) = dismissed {
-            // Boxed, so that no session pays for words that few are told.
-            Box::pin(account.tell_why(client)).await;
-            return account.close(reason);
-        }
-        let (backend, lease) = match account.connect().await {
-            Ok(Some(connected)) => connected,
-            Ok(None) => {
-                let returns = account.shared.returns.clone();
-                return returns.hold(Self { client, account, held_since, dismissed });
-            }
-            Err(reason) => {
-                net::reset(client);
-                return account.close(reason);
-            }
-        };
-        let Ok(client) = TcpStream::from_std(client) else {
-            return account.close(CloseReason::NoResources);
-        };
-        let mut relay = Relay::new(client, backend, lease.clone(), &account.shared);
-        let reason = select! {
-            biased;
-            () = lease.revoked() => CloseReason::Revoked,
-            reason = relay.run(&mut account.moved) => reason,
-        };
-        match reason {
-            CloseReason::Revoked | CloseReason::BackendReset => {
-                if reason == CloseReason::BackendReset {
-                    account.shared.hints.give(Hint::BackendReset);
-                }
-                // Boxed, so that no session pays for its end before it comes.
-                Box::pin(relay.deliver_and_reset(&mut account.moved)).await;
-            }
-            CloseReason::ClientReset => relay.reset(),
-            _ => drop(relay),
-        }
-        account.close(reason);
+impl AsFd for Parked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.client.as_fd()
     }
 }
 
@@ -251,16 +284,13 @@ impl Account {
 
     /// Sends the RESP error that drivers understand, and waits a little until the client has it: a
     /// close with unread input would discard it.
-    async fn tell_why(&self, client: StdTcpStream) {
+    async fn tell_why(&self, mut client: TcpStream) {
         let reason = match self.shared.view.borrow().verdict.reason() {
             Some(reason) => reason.to_string(),
             None => "its master was not to be reached".to_owned(),
         };
         let reply =
             format!("-MASTERDOWN rolegate serves no master of {}: {reason}\r\n", self.shared.pool);
-        let Ok(mut client) = TcpStream::from_std(client) else {
-            return;
-        };
         let tell = async {
             client.write_all(reply.as_bytes()).await?;
             client.shutdown().await?;

@@ -1,109 +1,178 @@
 //! Worker threads: each runs its share of the sessions on a runtime of its own.
 
-use std::{
-    io, iter,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{io, sync::Arc, thread, time::Duration};
 
+use prometheus::IntGauge;
 use tokio::{
-    runtime,
+    runtime, select,
     sync::{mpsc, oneshot},
+    task::JoinSet,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::error;
 
-use super::session::Session;
+use super::{
+    listener::Listener,
+    session::{Parked, Session},
+};
 
-/// Sessions that wait for a worker at the most; accepting waits when there are more.
+/// Sessions that wait for a worker at the most.
 const QUEUE: usize = 1024;
 
 /// The sending side of all workers.
-pub struct Workers(Vec<Worker>);
+#[derive(Clone, Debug)]
+pub struct Workers(Arc<[Worker]>);
 
+#[derive(Debug)]
 struct Worker {
     queue: mpsc::Sender<Job>,
     /// Sessions that it has or that wait for it.
-    load: Arc<AtomicUsize>,
+    load: IntGauge,
 }
 
-struct Job {
-    session: Session,
-    load: Load,
+#[derive(Debug)]
+enum Job {
+    Accept(Listener),
+    Serve(Parked, Load),
 }
 
 impl Workers {
-    /// Starts so many threads. Each goes on until `stop`, then for `grace` or until its last
-    /// session has ended, and then cuts what is left. The receivers resolve when a thread ends.
+    /// Starts a thread for each of these gauges, which show its sessions. Each goes on until `stop`,
+    /// then for `grace` or until its last session has ended, and then cuts what is left. The
+    /// receivers resolve when a thread ends.
     pub fn start(
-        count: usize,
+        loads: Vec<IntGauge>,
         stop: &CancellationToken,
         grace: Duration,
     ) -> io::Result<(Self, Vec<oneshot::Receiver<()>>)> {
-        let mut workers = Vec::new();
+        let (workers, queues): (Vec<_>, Vec<_>) = loads
+            .into_iter()
+            .map(|load| {
+                let (queue, jobs) = mpsc::channel(QUEUE);
+                (Worker { queue, load }, jobs)
+            })
+            .unzip();
+        let workers = Self(workers.into());
         let mut ended = Vec::new();
-        for number in 0..count {
-            let (queue, jobs) = mpsc::channel(QUEUE);
+        for (number, jobs) in queues.into_iter().enumerate() {
             let (ending, end) = oneshot::channel();
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            let here = Here { number, workers: workers.clone(), sessions: TaskTracker::new() };
             let stop = stop.clone();
             thread::Builder::new().name(format!("rolegate-data-{number}")).spawn(move || {
-                runtime.block_on(work(jobs, stop, grace));
+                runtime.block_on(work(here, jobs, stop, grace));
                 // Cuts the sessions that are left.
                 drop(runtime);
                 drop(ending);
             })?;
-            workers.push(Worker { queue, load: Arc::default() });
             ended.push(end);
         }
-        Ok((Self(workers), ended))
+        Ok((workers, ended))
+    }
+
+    /// Lets each listener accept on one of the workers, in turn.
+    pub async fn accept(&self, listeners: Vec<Listener>) {
+        for (listener, worker) in listeners.into_iter().zip(self.0.iter().cycle()) {
+            // A worker without a receiver has ended, which ends the process.
+            let _ = worker.queue.send(Job::Accept(listener)).await;
+        }
     }
 
     /// Gives the session to the worker that has the fewest. Blocks while its queue is full.
-    pub(super) fn take(&self, session: Session) {
-        let load = |worker: &&Worker| worker.load.load(Ordering::Relaxed);
-        if let Some(worker) = self.0.iter().min_by_key(load) {
+    pub(super) fn take(&self, session: Parked) {
+        if let Some(worker) = self.0.iter().min_by_key(|worker| worker.load.get()) {
             let load = Load::new(&worker.load);
             // After a stop there is no receiver; dropping the session closes it.
-            let _ = worker.queue.blocking_send(Job { session, load });
+            let _ = worker.queue.blocking_send(Job::Serve(session, load));
         }
     }
 }
 
-async fn work(mut jobs: mpsc::Receiver<Job>, stop: CancellationToken, grace: Duration) {
-    let sessions = TaskTracker::new();
-    let start = |Job { session, load }| {
-        sessions.spawn(async move {
+/// The worker on whose thread this is used.
+#[derive(Clone, Debug)]
+pub(super) struct Here {
+    number: usize,
+    workers: Workers,
+    sessions: TaskTracker,
+}
+
+impl Here {
+    /// Runs the session here, or gives it to a worker that has fewer.
+    pub(super) fn take(&self, session: Session) {
+        let Workers(workers) = &self.workers;
+        let load = &workers[self.number].load;
+        let fewer = workers.iter().filter(|worker| worker.load.get() < load.get());
+        let place = fewer.min_by_key(|worker| worker.load.get()).and_then(|other| {
+            // One that is too busy to take more gets none.
+            Some((other.queue.try_reserve().ok()?, Load::new(&other.load)))
+        });
+        match place {
+            None => self.serve(session, Load::new(load)),
+            Some((place, load)) => {
+                if let Some(session) = session.park() {
+                    place.send(Job::Serve(session, load));
+                }
+            }
+        }
+    }
+
+    fn resume(&self, session: Parked, load: Load) {
+        if let Some(session) = session.resume() {
+            self.serve(session, load);
+        }
+    }
+
+    fn serve(&self, session: Session, load: Load) {
+        self.sessions.spawn(async move {
             session.run().await;
             drop(load);
         });
-    };
-    while let Some(Some(job)) = stop.run_until_cancelled(jobs.recv()).await {
-        start(job);
     }
+}
+
+async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken, grace: Duration) {
+    let mut listeners = JoinSet::new();
+    loop {
+        let job = select! {
+            () = stop.cancelled() => break,
+            job = jobs.recv() => job,
+            Some(_) = listeners.join_next() => None,
+        };
+        match job {
+            Some(Job::Accept(listener)) => match listener.register() {
+                Ok(listener) => drop(listeners.spawn(listener.run(here.clone()))),
+                Err(error) => return error!(error = error.to_string(), "cannot wait for clients"),
+            },
+            Some(Job::Serve(session, load)) => here.resume(session, load),
+            None => return,
+        }
+    }
+    listeners.shutdown().await;
     // Those that were accepted before the stop are sessions like the others.
     jobs.close();
-    iter::from_fn(|| jobs.try_recv().ok()).for_each(start);
-    sessions.close();
-    let _ = timeout(grace, sessions.wait()).await;
+    while let Ok(job) = jobs.try_recv() {
+        if let Job::Serve(session, load) = job {
+            here.resume(session, load);
+        }
+    }
+    here.sessions.close();
+    let _ = timeout(grace, here.sessions.wait()).await;
 }
 
 /// One session's share of a worker's load.
-struct Load(Arc<AtomicUsize>);
+#[derive(Debug)]
+struct Load(IntGauge);
 
 impl Load {
-    fn new(load: &Arc<AtomicUsize>) -> Self {
-        load.fetch_add(1, Ordering::Relaxed);
+    fn new(load: &IntGauge) -> Self {
+        load.inc();
         Self(load.clone())
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.dec();
     }
 }
