@@ -51,7 +51,12 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut signals = Signals::install()?;
     let started = Instant::now();
     let draining = CancellationToken::new();
-    let metrics = Arc::new(Metrics::new()?);
+    let count = match config.workers {
+        Some(count) => count.get().try_into().unwrap_or(usize::MAX),
+        // Knows the affinity and the cgroup's quota, too.
+        None => thread::available_parallelism().map_or(1, NonZero::get),
+    };
+    let metrics = Arc::new(Metrics::new(count)?);
 
     // Everything that can be refused is asked for before anything runs.
     let mut sockets = Vec::new();
@@ -85,11 +90,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             let _ = ended.await;
             name
         });
-    };
-    let count = match config.workers {
-        Some(count) => count.get().try_into().unwrap_or(usize::MAX),
-        // Knows the affinity and the cgroup's quota, too.
-        None => thread::available_parallelism().map_or(1, NonZero::get),
     };
     let loads = (0..count).map(|number| metrics.worker(number)).collect();
     let (workers, ends) = Workers::start(loads, &draining, config.shutdown_timeout)?;

@@ -2,7 +2,15 @@
 //!
 //! Label values are names from the config or words of closed sets, never anything a peer sent.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    ops::AddAssign,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use prometheus::{
     Counter, CounterVec, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter,
@@ -114,6 +122,8 @@ pub struct Metrics {
     sessions: IntGaugeVec,
     sessions_total: IntCounterVec,
     bytes: IntCounterVec,
+    tallies: Mutex<HashMap<String, Arc<[Tally]>>>,
+    workers: usize,
     closed: IntCounterVec,
     accept_errors: IntCounterVec,
     held: IntGaugeVec,
@@ -123,8 +133,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Builds and registers every family. Fails only if two have one name.
-    pub fn new() -> Result<Self, prometheus::Error> {
+    /// Builds and registers every family, for so many workers. Fails only if two have one name.
+    pub fn new(workers: usize) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let gauge = |name, help, labels: &[&str]| {
             let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
@@ -246,6 +256,8 @@ impl Metrics {
                 "Bytes read from clients (in) and from backends (out), counted while they move.",
                 &["listener", "direction"],
             )?,
+            tallies: Mutex::default(),
+            workers,
             closed: counter(
                 "rolegate_sessions_closed_total",
                 "Sessions that ended, by reason.",
@@ -282,6 +294,14 @@ impl Metrics {
 
     /// The Prometheus text format 0.0.4.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        for (listener, tallies) in &*self.tallies() {
+            let mut sum = Moved::default();
+            tallies.iter().for_each(|tally| sum += tally.moved());
+            for (direction, bytes) in [("in", sum.up), ("out", sum.down)] {
+                let counter = self.bytes.with_label_values(&[listener, direction]);
+                counter.inc_by(bytes - counter.get());
+            }
+        }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
@@ -334,6 +354,10 @@ impl Metrics {
         self.connect_failures.with_label_values(&[pool, backend])
     }
 
+    fn tallies(&self) -> MutexGuard<'_, HashMap<String, Arc<[Tally]>>> {
+        self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The sessions of one worker.
     pub fn worker(&self, number: usize) -> IntGauge {
         self.worker_sessions.with_label_values(&[&number.to_string()])
@@ -341,11 +365,11 @@ impl Metrics {
 
     /// The handles of one listener.
     pub fn listener(&self, listener: &str) -> ListenerMetrics {
+        let tallies = || (0..self.workers).map(|_| Tally::default()).collect();
         ListenerMetrics {
             sessions: self.sessions.with_label_values(&[listener]),
             sessions_total: self.sessions_total.with_label_values(&[listener]),
-            bytes_in: self.bytes.with_label_values(&[listener, "in"]),
-            bytes_out: self.bytes.with_label_values(&[listener, "out"]),
+            tallies: self.tallies().entry(listener.to_owned()).or_insert_with(tallies).clone(),
             closed: CloseReason::ALL
                 .map(|reason| self.closed.with_label_values(&[listener, reason.as_str()])),
             accept_errors: self.accept_errors.with_label_values(&[listener]),
@@ -445,6 +469,47 @@ impl BackendMetrics {
     }
 }
 
+/// Bytes that were read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Moved {
+    /// From clients.
+    pub up: u64,
+    /// From backends.
+    pub down: u64,
+}
+
+impl AddAssign for Moved {
+    fn add_assign(&mut self, other: Self) {
+        self.up += other.up;
+        self.down += other.down;
+    }
+}
+
+/// What one worker has moved for one listener. Each has cache lines of its own, so that no worker
+/// waits for another to count; [`Metrics::render`] adds them up.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Tally {
+    up: AtomicU64,
+    down: AtomicU64,
+}
+
+impl Tally {
+    /// Counts.
+    pub fn add(&self, moved: Moved) {
+        for (bytes, more) in [(&self.up, moved.up), (&self.down, moved.down)] {
+            if more > 0 {
+                bytes.fetch_add(more, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn moved(&self) -> Moved {
+        let [up, down] = [&self.up, &self.down].map(|bytes| bytes.load(Ordering::Relaxed));
+        Moved { up, down }
+    }
+}
+
 /// See [`Metrics::listener`].
 #[derive(Debug)]
 pub struct ListenerMetrics {
@@ -452,10 +517,8 @@ pub struct ListenerMetrics {
     pub sessions: IntGauge,
     /// Sessions ever.
     pub sessions_total: IntCounter,
-    /// Bytes from clients.
-    pub bytes_in: IntCounter,
-    /// Bytes from backends.
-    pub bytes_out: IntCounter,
+    /// What each worker has moved, by its number.
+    pub tallies: Arc<[Tally]>,
     /// Clients lost for want of descriptors or memory.
     pub accept_errors: IntCounter,
     /// Clients that wait.

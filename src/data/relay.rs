@@ -12,23 +12,26 @@ use std::{
     time::Duration,
 };
 
-use prometheus::IntCounter;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::TcpStream,
+    task::yield_now,
     time::{Instant, Sleep, sleep, timeout_at},
 };
 
 use super::session::Shared;
 
 use crate::{
-    metrics::CloseReason,
+    metrics::{CloseReason, Moved, Tally},
     net,
-    topology::{Hint, Hints, Lease},
+    topology::{Hint, Lease},
 };
 
 /// What one read takes at the most, and so what a session keeps at the most for each side.
 const BUFFER: usize = 64 * 1024;
+
+/// What one session may move in one direction before the others of its worker have their turn.
+const TURN: u64 = 256 * 1024;
 
 /// How a backend that has lost the role answers a write. Looked for only where what is read begins,
 /// which is one comparison of the first byte for nearly every reply.
@@ -49,43 +52,36 @@ thread_local! {
 
 /// A session's two sockets, and what is under way between them.
 #[derive(Debug)]
-pub(super) struct Relay {
+pub(super) struct Relay<'a> {
     client: TcpStream,
     backend: TcpStream,
     up: Flow,
     down: Flow,
-    hints: Hints,
-    lease: Lease,
-    /// So old may the checks be on which the lease rests.
-    patience: Duration,
-    /// Until when nothing is passed on, because it is older.
+    lease: &'a Lease,
+    shared: &'a Shared,
+    tally: &'a Tally,
+    /// Until when nothing is passed on, because the lease rests on checks that are too old.
     stalled: Option<Pin<Box<Sleep>>>,
     /// The side whose FIN came first.
     first_closed: Option<CloseReason>,
-}
-
-/// Bytes that a session has read.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Moved {
-    /// From the client.
-    pub(super) up: u64,
-    /// From the backend.
-    pub(super) down: u64,
+    /// Nothing waited in our kernel when the backend's FIN was passed on.
+    sent_before_fin: bool,
 }
 
 /// One direction.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Flow {
-    /// The listener's count of all bytes in this direction.
-    counter: IntCounter,
-    /// Read but not written yet; empty unless the receiving side is full.
-    pending: Vec<u8>,
-    /// So much of `pending` is written.
+    /// Read but not written yet: the receiving side is full.
+    pending: Option<Box<Pending>>,
+    /// The sender's FIN has come, and everything before it was written.
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    /// So many of them are written.
     written: usize,
-    /// The sender's FIN was passed on.
-    closed: bool,
-    /// Nothing waited in our kernel when the FIN was passed on.
-    sent_before_fin: bool,
 }
 
 /// Which end of a flow broke.
@@ -94,79 +90,114 @@ enum Broken {
     Receiver,
 }
 
-impl Relay {
+/// Why a session stopped moving bytes.
+enum Stop {
+    /// The others have their turn.
+    TurnOver,
+    /// It is over.
+    End(CloseReason),
+}
+
+impl<'a> Relay<'a> {
     pub(super) fn new(
         client: TcpStream,
         backend: TcpStream,
-        lease: Lease,
-        shared: &Shared,
+        lease: &'a Lease,
+        shared: &'a Shared,
+        tally: &'a Tally,
     ) -> Self {
-        let metrics = &shared.metrics;
-        let [up, down] = [&metrics.bytes_in, &metrics.bytes_out].map(|counter| Flow {
-            counter: counter.clone(),
-            pending: Vec::new(),
-            written: 0,
-            closed: false,
-            sent_before_fin: false,
-        });
-        let (hints, patience) = (shared.hints.clone(), shared.lease_patience);
         Self {
             client,
             backend,
-            up,
-            down,
-            hints,
+            up: Flow::default(),
+            down: Flow::default(),
             lease,
-            patience,
+            shared,
+            tally,
             stalled: None,
             first_closed: None,
+            sent_before_fin: false,
         }
     }
 
     /// Moves bytes, and counts them, until both sides have closed or one has broken. Tells which
     /// closed or broke first.
     pub(super) async fn run(&mut self, moved: &mut Moved) -> CloseReason {
-        poll_fn(|cx| self.poll(cx, moved)).await
+        loop {
+            match poll_fn(|cx| self.poll(cx, moved)).await {
+                Stop::TurnOver => yield_now().await,
+                Stop::End(reason) => return reason,
+            }
+        }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, moved: &mut Moved) -> Poll<CloseReason> {
+    fn poll(&mut self, cx: &mut Context<'_>, moved: &mut Moved) -> Poll<Stop> {
+        let mut turn = Moved::default();
         let up = if self.is_confirmed(cx) {
-            self.up.poll(cx, &mut self.client, &mut self.backend, &mut moved.up, |_| ())
+            self.up.poll(cx, &mut self.client, &mut self.backend, &mut turn.up, |_| ())
         } else {
             Poll::Pending
         };
         let hint = |bytes: &[u8]| {
             if bytes.starts_with(READ_ONLY) {
-                self.hints.give(Hint::ReadOnly);
+                self.shared.hints.give(Hint::ReadOnly);
             }
         };
-        let down = self.down.poll(cx, &mut self.backend, &mut self.client, &mut moved.down, hint);
+        let down = self.down.poll(cx, &mut self.backend, &mut self.client, &mut turn.down, hint);
+        self.count(turn, moved);
         match (&up, &down) {
             (Poll::Ready(Err(Broken::Sender)), _) | (_, Poll::Ready(Err(Broken::Receiver))) => {
-                return Poll::Ready(CloseReason::ClientReset);
+                return Poll::Ready(Stop::End(CloseReason::ClientReset));
             }
             // A write breaks only when nothing more can come. What has come is delivered after.
             (Poll::Ready(Err(Broken::Receiver)), _) | (_, Poll::Ready(Err(Broken::Sender))) => {
-                return Poll::Ready(CloseReason::BackendReset);
+                return Poll::Ready(Stop::End(CloseReason::BackendReset));
             }
             _ => {}
         }
-        if self.first_closed.is_none() {
-            self.first_closed = match (self.down.closed, self.up.closed) {
-                (false, false) => None,
-                (false, true) => Some(CloseReason::ClientClosed),
-                (true, _) => Some(CloseReason::BackendClosed),
-            };
+        if let Some(end) = self.pass_fin(cx) {
+            return Poll::Ready(Stop::End(end));
         }
-        match (up, down, self.first_closed) {
-            (Poll::Ready(_), Poll::Ready(_), Some(end)) => Poll::Ready(end),
-            _ => Poll::Pending,
+        let is_over = |flow: &Flow, poll: &Poll<_>| poll.is_ready() && !flow.ended;
+        if is_over(&self.up, &up) || is_over(&self.down, &down) {
+            return Poll::Ready(Stop::TurnOver);
+        }
+        Poll::Pending
+    }
+
+    fn count(&self, turn: Moved, moved: &mut Moved) {
+        *moved += turn;
+        self.tally.add(turn);
+    }
+
+    /// Passes on the first FIN of the two. The second one needs no passing on, the close does it: the
+    /// session ends, for this reason.
+    fn pass_fin(&mut self, cx: &mut Context<'_>) -> Option<CloseReason> {
+        if self.up.ended && self.down.ended {
+            return Some(self.first_closed.unwrap_or(CloseReason::BackendClosed));
+        }
+        if self.first_closed.is_some() {
+            return None;
+        }
+        let (first, to, broken) = if self.up.ended {
+            (CloseReason::ClientClosed, &mut self.backend, CloseReason::BackendReset)
+        } else if self.down.ended {
+            // Nothing is pending here, so the FIN comes after every byte.
+            self.sent_before_fin = net::is_sent(&self.client);
+            (CloseReason::BackendClosed, &mut self.client, CloseReason::ClientReset)
+        } else {
+            return None;
+        };
+        self.first_closed = Some(first);
+        match Pin::new(to).poll_shutdown(cx) {
+            Poll::Ready(Err(_)) => Some(broken),
+            _ => None,
         }
     }
 
     /// Whether checks have confirmed the lease of late. If not, looks again soon.
     fn is_confirmed(&mut self, cx: &mut Context<'_>) -> bool {
-        while self.lease.unconfirmed_for() > self.patience {
+        while self.lease.unconfirmed_for() > self.shared.lease_patience {
             let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL_LOOK)));
             if stalled.as_mut().poll(cx).is_pending() {
                 return false;
@@ -180,19 +211,22 @@ impl Relay {
     /// backend has already answered and resets it, delivers that to the client and resets it too.
     pub(super) async fn deliver_and_reset(mut self, moved: &mut Moved) {
         let deadline = Instant::now() + DELIVERY;
-        if !self.down.closed {
-            self.down.salvage(&self.backend, &mut moved.down);
+        if !self.down.ended {
+            let salvaged = self.down.salvage(&self.backend);
+            self.count(Moved { up: 0, down: salvaged }, moved);
         }
         // At once, also for a slow client: the backend may not execute what our kernel still holds.
         net::reset(self.backend);
-        // A client that is gone, or too slow, loses what is left.
-        let delivered = poll_fn(|cx| self.down.poll_pending(cx, &mut self.client));
-        let _ = timeout_at(deadline, delivered).await;
-        if !self.down.closed {
+        if self.down.pending.is_some() {
+            // A client that is gone, or too slow, loses what is left.
+            let delivered = poll_fn(|cx| self.down.poll_pending(cx, &mut self.client));
+            let _ = timeout_at(deadline, delivered).await;
+        }
+        if !self.down.ended {
             while !net::is_sent(&self.client) && Instant::now() < deadline {
                 sleep(DELIVERY_LOOK).await;
             }
-        } else if !self.down.sent_before_fin {
+        } else if !self.sent_before_fin {
             // After its FIN a socket no longer tells what it has sent; the client's FIN does.
             let mut rest = [0; 1024];
             let gone = async { while let Ok(1..) = self.client.read(&mut rest).await {} };
@@ -209,8 +243,8 @@ impl Relay {
 }
 
 impl Flow {
-    /// Moves what can be moved now. Ready when nothing will move any more; not to be polled after
-    /// an error.
+    /// Moves what can be moved now. Ready when the sender has ended, or when the turn is over; not
+    /// to be polled after an error.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -219,84 +253,78 @@ impl Flow {
         moved: &mut u64,
         look: impl Fn(&[u8]),
     ) -> Poll<Result<(), Broken>> {
-        while !self.closed {
+        while !self.ended && *moved < TURN {
             if ready!(self.poll_pending(cx, to)).is_err() {
                 return Poll::Ready(Err(Broken::Receiver));
             }
-            if ready!(self.poll_read(cx, from, to, moved, &look))?.is_none() {
-                // Nothing is pending here, so the FIN comes after every byte.
-                self.sent_before_fin = net::is_sent(to);
-                if ready!(Pin::new(&mut *to).poll_shutdown(cx)).is_err() {
-                    return Poll::Ready(Err(Broken::Receiver));
-                }
-                self.closed = true;
+            match ready!(self.poll_read(cx, from, to, &look))? {
+                0 => self.ended = true,
+                read => *moved += read,
             }
         }
         Poll::Ready(Ok(()))
     }
 
     /// Takes over what has already come from a backend, as much as its socket may hold.
-    fn salvage(&mut self, backend: &TcpStream, moved: &mut u64) {
+    fn salvage(&mut self, backend: &TcpStream) -> u64 {
         let unread = usize::try_from(net::unread(backend)).unwrap_or(0);
-        let start = self.pending.len();
-        self.pending.resize(start + unread, 0);
-        let read = net::read_now(backend, &mut self.pending[start..]);
-        self.pending.truncate(start + read);
-        *moved += read as u64;
-        self.counter.inc_by(read as u64);
+        if unread == 0 {
+            return 0;
+        }
+        let bytes = &mut self.pending.get_or_insert_default().bytes;
+        let start = bytes.len();
+        bytes.resize(start + unread, 0);
+        let read = net::read_now(backend, &mut bytes[start..]);
+        bytes.truncate(start + read);
+        read as u64
     }
 
-    /// Reads once and passes on what the receiver takes. `None` at the sender's end. The receiver
-    /// must have taken all that came before.
+    /// Reads once and passes on what the receiver takes. Tells how much was read: 0 at the sender's
+    /// end. The receiver must have taken all that came before.
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
-        moved: &mut u64,
         look: impl Fn(&[u8]),
-    ) -> Poll<Result<Option<()>, Broken>> {
+    ) -> Poll<Result<u64, Broken>> {
         READ.with_borrow_mut(|buffer| {
             let mut read = ReadBuf::new(buffer);
             if ready!(Pin::new(from).poll_read(cx, &mut read)).is_err() {
                 return Poll::Ready(Err(Broken::Sender));
             }
-            let mut bytes = read.filled();
-            let n = bytes.len();
-            if n == 0 {
-                return Poll::Ready(Ok(None));
-            }
+            let bytes = read.filled();
             look(bytes);
-            *moved += n as u64;
-            self.counter.inc_by(n as u64);
-            while !bytes.is_empty() {
-                match write(cx, to, bytes) {
-                    Poll::Ready(Ok(written)) => bytes = &bytes[written..],
+            let mut written = 0;
+            while written < bytes.len() {
+                match write(cx, to, &bytes[written..]) {
+                    Poll::Ready(Ok(n)) => written += n,
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Receiver)),
                     Poll::Pending => {
-                        self.pending = bytes.to_vec();
+                        let bytes = bytes[written..].to_vec();
+                        self.pending = Some(Box::new(Pending { bytes, written: 0 }));
                         break;
                     }
                 }
             }
-            Poll::Ready(Ok(Some(())))
+            Poll::Ready(Ok(bytes.len() as u64))
         })
     }
 
     /// Writes what is pending; gives its memory back when it is all written.
     fn poll_pending(&mut self, cx: &mut Context<'_>, to: &mut TcpStream) -> Poll<io::Result<()>> {
-        while self.written < self.pending.len() {
-            match ready!(write(cx, to, &self.pending[self.written..])) {
-                Ok(written) => self.written += written,
-                Err(error) => {
-                    self.pending = Vec::new();
-                    self.written = 0;
-                    return Poll::Ready(Err(error));
+        if let Some(pending) = &mut self.pending {
+            while pending.written < pending.bytes.len() {
+                match ready!(write(cx, to, &pending.bytes[pending.written..])) {
+                    Ok(written) => pending.written += written,
+                    Err(error) => {
+                        self.pending = None;
+                        return Poll::Ready(Err(error));
+                    }
                 }
             }
+            self.pending = None;
         }
-        self.pending = Vec::new();
-        self.written = 0;
         Poll::Ready(Ok(()))
     }
 }

@@ -19,12 +19,9 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{
-    hold::Returns,
-    relay::{Moved, Relay},
-};
+use super::{hold::Returns, relay::Relay};
 use crate::{
-    metrics::{CloseReason, ListenerMetrics},
+    metrics::{CloseReason, ListenerMetrics, Moved},
     net,
     topology::{Hint, Hints, Hold, Lease, View},
 };
@@ -118,8 +115,8 @@ impl Session {
         }
     }
 
-    /// Serves the client until its end, or lets it wait.
-    pub(super) async fn run(self) {
+    /// Serves the client until its end, or lets it wait, on the worker of this number.
+    pub(super) async fn run(self, worker: usize) {
         let Self { client, mut account, held_since, dismissed } = self;
         if let Some(reason) = dismissed {
             // Boxed, so that no session pays for words that few are told.
@@ -134,7 +131,9 @@ impl Session {
                 return account.close(reason);
             }
         };
-        let mut relay = Relay::new(client, backend, lease.clone(), &account.shared);
+        let shared = &*account.shared;
+        let tally = &shared.metrics.tallies[worker];
+        let mut relay = Relay::new(client, backend, &lease, shared, tally);
         let reason = select! {
             biased;
             () = lease.revoked() => CloseReason::Revoked,
@@ -143,7 +142,7 @@ impl Session {
         match reason {
             CloseReason::Revoked | CloseReason::BackendReset => {
                 if reason == CloseReason::BackendReset {
-                    account.shared.hints.give(Hint::BackendReset);
+                    shared.hints.give(Hint::BackendReset);
                 }
                 // Boxed, so that no session pays for its end before it comes.
                 Box::pin(relay.deliver_and_reset(&mut account.moved)).await;

@@ -124,8 +124,9 @@ impl Here {
     }
 
     fn serve(&self, session: Session, load: Load) {
+        let number = self.number;
         self.sessions.spawn(async move {
-            session.run().await;
+            session.run(number).await;
             drop(load);
         });
     }

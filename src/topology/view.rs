@@ -20,11 +20,14 @@ use super::{Failure, Hints, Reason, State, VerdictKind};
 /// The right to use one backend process. Every session on the backend holds a clone, and ends when
 /// the monitor revokes it. Dropping a lease revokes nothing.
 #[derive(Clone, Debug)]
-pub struct Lease {
-    revoked: Arc<AtomicBool>,
+pub struct Lease(Arc<Grant>);
+
+#[derive(Debug)]
+struct Grant {
+    revoked: AtomicBool,
     token: CancellationToken,
     /// In milliseconds since [`ZERO`].
-    confirmed: Arc<AtomicU64>,
+    confirmed: AtomicU64,
 }
 
 /// The zero of the leases' time.
@@ -36,33 +39,36 @@ fn millis(at: Instant) -> u64 {
 
 impl Default for Lease {
     fn default() -> Self {
-        let confirmed = Arc::new(AtomicU64::new(millis(Instant::now())));
-        Self { revoked: Arc::default(), token: CancellationToken::new(), confirmed }
+        Self(Arc::new(Grant {
+            revoked: AtomicBool::new(false),
+            token: CancellationToken::new(),
+            confirmed: AtomicU64::new(millis(Instant::now())),
+        }))
     }
 }
 
 impl Lease {
     /// Every backend has been checked since then, and the lease still holds.
     pub fn confirm(&self, since: Instant) {
-        self.confirmed.store(millis(since), Ordering::Relaxed);
+        self.0.confirmed.store(millis(since), Ordering::Relaxed);
     }
 
     /// How old the oldest check is on which the lease rests. If that is long, the process itself has
     /// stood still, and knows nothing of what happened meanwhile.
     pub fn unconfirmed_for(&self) -> Duration {
-        let confirmed = self.confirmed.load(Ordering::Relaxed);
+        let confirmed = self.0.confirmed.load(Ordering::Relaxed);
         Duration::from_millis(millis(Instant::now()).saturating_sub(confirmed))
     }
 
     /// Ends every session that holds this lease.
     pub fn revoke(&self) {
-        self.revoked.store(true, Ordering::Release);
-        self.token.cancel();
+        self.0.revoked.store(true, Ordering::Release);
+        self.0.token.cancel();
     }
 
     /// Whether the lease has been revoked.
     pub fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Acquire)
+        self.0.revoked.load(Ordering::Acquire)
     }
 
     /// Resolves when the lease is revoked.
@@ -71,8 +77,8 @@ impl Lease {
     /// which polls this with every message takes no lock that all sessions share.
     pub fn revoked(&self) -> Revoked {
         Revoked {
-            flag: self.revoked.clone(),
-            wait: Box::pin(self.token.clone().cancelled_owned()),
+            lease: self.clone(),
+            wait: Box::pin(self.0.token.clone().cancelled_owned()),
             registered: false,
         }
     }
@@ -81,7 +87,7 @@ impl Lease {
 /// See [`Lease::revoked`].
 #[derive(Debug)]
 pub struct Revoked {
-    flag: Arc<AtomicBool>,
+    lease: Lease,
     wait: Pin<Box<WaitForCancellationFutureOwned>>,
     registered: bool,
 }
@@ -90,7 +96,7 @@ impl Future for Revoked {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.flag.load(Ordering::Acquire) {
+        if self.lease.is_revoked() {
             return Poll::Ready(());
         }
         if self.registered {
