@@ -20,11 +20,11 @@ use crate::config::Bind;
 /// Clients that wait for accept; the system's `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
 
-/// A peer that vanished is noticed after 60 s + 3 x 10 s of silence, and after as much if it
-/// acknowledges nothing.
+/// An idle peer is asked after so long whether it is still there, and again after each interval.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_PROBES: u32 = 3;
+
+/// A client that acknowledges nothing for so long has vanished.
 const VANISHED: Duration = Duration::from_secs(90);
 
 /// How long to wait for descriptors or memory to come back; less than a second.
@@ -51,34 +51,27 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
-    tune(&SockRef::from(&socket))?;
+    tune(&SockRef::from(&socket), VANISHED)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// Connects to a backend; the caller sets the deadline.
-pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+/// Connects to a peer, and gives it up once it acknowledges nothing for as long as `patience`. The
+/// caller sets the deadline for connecting.
+pub async fn connect(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
-    tune(&SockRef::from(&stream))?;
+    tune(&SockRef::from(&stream), patience)?;
     Ok(stream)
 }
 
-fn tune(socket: &SockRef<'_>) -> io::Result<()> {
+fn tune(socket: &SockRef<'_>, patience: Duration) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_user_timeout(Some(VANISHED))?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE_IDLE)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES),
-    )
-}
-
-/// Gives up on a peer that acknowledges nothing for so long.
-pub fn set_user_timeout(stream: &TcpStream, timeout: Duration) -> io::Result<()> {
-    SockRef::from(stream).set_tcp_user_timeout(Some(timeout))
+    // Also ends the row of keepalive probes, whose number then means nothing.
+    socket.set_tcp_user_timeout(Some(patience))?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE);
+    socket.set_tcp_keepalive(&keepalive.with_interval(KEEPALIVE_INTERVAL))
 }
 
 /// Closes with RST, so that the peer's next use fails at once instead of vanishing.
@@ -177,7 +170,7 @@ mod tests {
     #[tokio::test]
     async fn sent_means_that_nothing_waits_in_our_kernel() {
         let listener = listen(Bind::One((Ipv4Addr::LOCALHOST, 0).into())).unwrap();
-        let stream = connect(listener.local_addr().unwrap()).await.unwrap();
+        let stream = connect(listener.local_addr().unwrap(), VANISHED).await.unwrap();
         assert!(is_sent(&stream));
         stream.writable().await.unwrap();
         while stream.try_write(&[0; 65536]).is_ok() {}

@@ -190,8 +190,7 @@ impl Probe {
             // A small future, as nearly always.
             Some(link) => Box::pin(link.ask(auth)),
             None => Box::pin(async move {
-                let stream = route.connect().await;
-                match stream.and_then(|stream| Link::new(stream, patience)) {
+                match route.connect(patience).await.and_then(Link::new) {
                     Ok(link) => Box::new(link).ask(auth).await,
                     Err(problem) => (None, Err(problem)),
                 }

@@ -32,15 +32,16 @@ impl Route {
         Self { address, timeout, known: Mutex::default(), lookup: AsyncMutex::default() }
     }
 
-    /// Tries each address in turn.
-    pub(super) async fn connect(&self) -> Result<TcpStream, Problem> {
+    /// Tries each address in turn. A peer is given up that acknowledges nothing for as long as
+    /// `patience`.
+    pub(super) async fn connect(&self, patience: Duration) -> Result<TcpStream, Problem> {
         let addresses = self.resolve().await?;
         self.known().clone_from(&addresses);
         // One that swallows everything leaves time for the next.
         let share = self.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut last = None;
         for address in addresses {
-            match timeout(share, net::connect(address)).await {
+            match timeout(share, net::connect(address, patience)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => last = Some(Problem::io(&error)),
                 Err(_) => last = Some(Problem { failure: Failure::Timeout, words: None }),

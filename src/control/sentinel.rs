@@ -169,7 +169,7 @@ impl Sentinel {
     }
 
     async fn connect(&self, events: mpsc::Sender<PushInfo>) -> Result<Wire, Problem> {
-        let stream = self.route.connect().await?;
+        let stream = self.route.connect(PATIENCE).await?;
         let mut info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
         if let Some(auth) = &self.auth {
             let password = String::from_utf8_lossy(auth.password.expose_secret()).into_owned();
@@ -178,7 +178,7 @@ impl Sentinel {
         }
         let push = move |event| events.try_send(event).map_err(|_| ());
         let config = AsyncConnectionConfig::new().set_push_sender(push);
-        let mut wire = Wire::new(stream, PATIENCE, MAX_BYTES, info, config).await?;
+        let mut wire = Wire::new(stream, MAX_BYTES, info, config).await?;
         for channel in CHANNELS {
             let Err(error) = wire.subscribe(channel).await else {
                 continue;

@@ -6,7 +6,6 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use redis::{
@@ -21,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{reply, route::Problem};
-use crate::{net, topology::Failure};
+use crate::topology::Failure;
 
 /// One system call takes so many bytes of them, which is more than most have.
 const USUAL_REPLIES: usize = 2048;
@@ -46,15 +45,10 @@ impl Questions {
 pub(super) struct Line(BufReader<Tapped>);
 
 impl Line {
-    /// The caller has the deadlines. A peer is given up that acknowledges nothing for as long as
-    /// `patience`, or sends more than `max_bytes` between two questions.
-    pub(super) fn new(
-        stream: TcpStream,
-        patience: Duration,
-        max_bytes: usize,
-    ) -> Result<Self, Problem> {
-        let stream = Tapped::new(stream, patience, max_bytes)?;
-        Ok(Self(BufReader::with_capacity(USUAL_REPLIES, stream)))
+    /// The caller has the deadlines. A peer is given up that sends more than `max_bytes` between two
+    /// questions.
+    pub(super) fn new(stream: TcpStream, max_bytes: usize) -> Self {
+        Self(BufReader::with_capacity(USUAL_REPLIES, Tapped::new(stream, max_bytes)))
     }
 
     fn tap(&self) -> &Tap {
@@ -123,16 +117,15 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// Logs in as `info` says. The caller has the deadlines. A peer is given up that acknowledges
-    /// nothing for as long as `patience`, or sends more than `max_bytes` between two commands.
+    /// Logs in as `info` says. The caller has the deadlines. A peer is given up that sends more than
+    /// `max_bytes` between two commands.
     pub(super) async fn new(
         stream: TcpStream,
-        patience: Duration,
         max_bytes: usize,
         info: RedisConnectionInfo,
         config: AsyncConnectionConfig,
     ) -> Result<Self, Problem> {
-        let stream = Tapped::new(stream, patience, max_bytes)?;
+        let stream = Tapped::new(stream, max_bytes);
         let tap = stream.tap.clone();
         let (connection, driver) = MultiplexedConnection::new_with_config(
             &info.set_skip_set_lib_name(),
@@ -262,9 +255,8 @@ struct Tapped {
 }
 
 impl Tapped {
-    fn new(stream: TcpStream, patience: Duration, max_bytes: usize) -> Result<Self, Problem> {
-        net::set_user_timeout(&stream, patience).map_err(|error| Problem::io(&error))?;
-        Ok(Self { stream, tap: Arc::new(Tap { max_bytes, ..Tap::default() }) })
+    fn new(stream: TcpStream, max_bytes: usize) -> Self {
+        Self { stream, tap: Arc::new(Tap { max_bytes, ..Tap::default() }) }
     }
 }
 

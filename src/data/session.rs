@@ -247,18 +247,14 @@ impl Account {
             let connected = select! {
                 biased;
                 () = served.lease.revoked() => continue,
-                connected = timeout_at(end, net::connect(served.address)) => connected,
+                connected = timeout_at(end, net::connect(served.address, self.shared.patience)) => connected,
             };
             // The lease may have gone in the very moment of success.
             if served.lease.is_revoked() {
                 continue;
             }
             let (reason, pause) = match connected {
-                Ok(Ok(backend)) => {
-                    // Where the option is refused, the checks still find a host that is gone.
-                    let _ = net::set_user_timeout(&backend, self.shared.patience);
-                    return Ok(Some((backend, served.lease.clone())));
-                }
+                Ok(Ok(backend)) => return Ok(Some((backend, served.lease.clone()))),
                 Ok(Err(error)) if net::is_out_of_resources(&error) => {
                     return Err(CloseReason::NoResources);
                 }

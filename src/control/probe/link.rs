@@ -3,7 +3,6 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, LazyLock},
-    time::Duration,
 };
 
 use redis::{Pipeline, Value};
@@ -34,9 +33,9 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(stream: TcpStream, patience: Duration) -> Result<Self, Problem> {
+    pub(super) fn new(stream: TcpStream) -> Result<Self, Problem> {
         let address = stream.peer_addr().map_err(|error| Problem::io(&error))?;
-        let line = Line::new(stream, patience, MAX_REPLIES)?;
+        let line = Line::new(stream, MAX_REPLIES);
         Ok(Self { line, address, logged_in: false, proven: None })
     }
 
