@@ -7,7 +7,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -24,7 +24,7 @@ use super::session::Shared;
 use crate::{
     metrics::{CloseReason, Moved, Tally},
     net,
-    topology::{Hint, Lease},
+    topology::{Hint, Revoked},
 };
 
 /// What one read takes at the most, and so what a session keeps at the most for each side.
@@ -53,12 +53,14 @@ thread_local! {
 /// A session's two sockets, and what is under way between them.
 #[derive(Debug)]
 pub(super) struct Relay<'a> {
-    client: TcpStream,
+    client: &'a mut TcpStream,
     backend: TcpStream,
+    revoked: Revoked,
     up: Flow,
     down: Flow,
-    lease: &'a Lease,
     shared: &'a Shared,
+    /// The session's own count, and its worker's.
+    moved: &'a mut Moved,
     tally: &'a Tally,
     /// Until when nothing is passed on, because the lease rests on checks that are too old.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -90,29 +92,23 @@ enum Broken {
     Receiver,
 }
 
-/// Why a session stopped moving bytes.
-enum Stop {
-    /// The others have their turn.
-    TurnOver,
-    /// It is over.
-    End(CloseReason),
-}
-
 impl<'a> Relay<'a> {
     pub(super) fn new(
-        client: TcpStream,
+        client: &'a mut TcpStream,
         backend: TcpStream,
-        lease: &'a Lease,
+        revoked: Revoked,
         shared: &'a Shared,
+        moved: &'a mut Moved,
         tally: &'a Tally,
     ) -> Self {
         Self {
             client,
             backend,
+            revoked,
             up: Flow::default(),
             down: Flow::default(),
-            lease,
             shared,
+            moved,
             tally,
             stalled: None,
             first_closed: None,
@@ -120,53 +116,8 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Moves bytes, and counts them, until both sides have closed or one has broken. Tells which
-    /// closed or broke first.
-    pub(super) async fn run(&mut self, moved: &mut Moved) -> CloseReason {
-        loop {
-            match poll_fn(|cx| self.poll(cx, moved)).await {
-                Stop::TurnOver => yield_now().await,
-                Stop::End(reason) => return reason,
-            }
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, moved: &mut Moved) -> Poll<Stop> {
-        let mut turn = Moved::default();
-        let up = if self.is_confirmed(cx) {
-            self.up.poll(cx, &mut self.client, &mut self.backend, &mut turn.up, |_| ())
-        } else {
-            Poll::Pending
-        };
-        let hint = |bytes: &[u8]| {
-            if bytes.starts_with(READ_ONLY) {
-                self.shared.hints.give(Hint::ReadOnly);
-            }
-        };
-        let down = self.down.poll(cx, &mut self.backend, &mut self.client, &mut turn.down, hint);
-        self.count(turn, moved);
-        match (&up, &down) {
-            (Poll::Ready(Err(Broken::Sender)), _) | (_, Poll::Ready(Err(Broken::Receiver))) => {
-                return Poll::Ready(Stop::End(CloseReason::ClientReset));
-            }
-            // A write breaks only when nothing more can come. What has come is delivered after.
-            (Poll::Ready(Err(Broken::Receiver)), _) | (_, Poll::Ready(Err(Broken::Sender))) => {
-                return Poll::Ready(Stop::End(CloseReason::BackendReset));
-            }
-            _ => {}
-        }
-        if let Some(end) = self.pass_fin(cx) {
-            return Poll::Ready(Stop::End(end));
-        }
-        let is_over = |flow: &Flow, poll: &Poll<_>| poll.is_ready() && !flow.ended;
-        if is_over(&self.up, &up) || is_over(&self.down, &down) {
-            return Poll::Ready(Stop::TurnOver);
-        }
-        Poll::Pending
-    }
-
-    fn count(&self, turn: Moved, moved: &mut Moved) {
-        *moved += turn;
+    fn count(&mut self, turn: Moved) {
+        *self.moved += turn;
         self.tally.add(turn);
     }
 
@@ -183,8 +134,8 @@ impl<'a> Relay<'a> {
             (CloseReason::ClientClosed, &mut self.backend, CloseReason::BackendReset)
         } else if self.down.ended {
             // Nothing is pending here, so the FIN comes after every byte.
-            self.sent_before_fin = net::is_sent(&self.client);
-            (CloseReason::BackendClosed, &mut self.client, CloseReason::ClientReset)
+            self.sent_before_fin = net::is_sent(self.client);
+            (CloseReason::BackendClosed, &mut *self.client, CloseReason::ClientReset)
         } else {
             return None;
         };
@@ -197,7 +148,7 @@ impl<'a> Relay<'a> {
 
     /// Whether checks have confirmed the lease of late. If not, looks again soon.
     fn is_confirmed(&mut self, cx: &mut Context<'_>) -> bool {
-        while self.lease.unconfirmed_for() > self.shared.lease_patience {
+        while self.revoked.lease().unconfirmed_for() > self.shared.lease_patience {
             let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL_LOOK)));
             if stalled.as_mut().poll(cx).is_pending() {
                 return false;
@@ -208,22 +159,22 @@ impl<'a> Relay<'a> {
     }
 
     /// Ends a session whose backend is lost: reads nothing from the client, takes over what the
-    /// backend has already answered and resets it, delivers that to the client and resets it too.
-    pub(super) async fn deliver_and_reset(mut self, moved: &mut Moved) {
+    /// backend has already answered, resets it, and delivers that to the client.
+    pub(super) async fn reset_and_deliver(mut self) {
         let deadline = Instant::now() + DELIVERY;
         if !self.down.ended {
             let salvaged = self.down.salvage(&self.backend);
-            self.count(Moved { up: 0, down: salvaged }, moved);
+            self.count(Moved { up: 0, down: salvaged });
         }
         // At once, also for a slow client: the backend may not execute what our kernel still holds.
         net::reset(self.backend);
         if self.down.pending.is_some() {
             // A client that is gone, or too slow, loses what is left.
-            let delivered = poll_fn(|cx| self.down.poll_pending(cx, &mut self.client));
+            let delivered = poll_fn(|cx| self.down.poll_pending(cx, self.client));
             let _ = timeout_at(deadline, delivered).await;
         }
         if !self.down.ended {
-            while !net::is_sent(&self.client) && Instant::now() < deadline {
+            while !net::is_sent(self.client) && Instant::now() < deadline {
                 sleep(DELIVERY_LOOK).await;
             }
         } else if !self.sent_before_fin {
@@ -232,13 +183,56 @@ impl<'a> Relay<'a> {
             let gone = async { while let Ok(1..) = self.client.read(&mut rest).await {} };
             let _ = timeout_at(deadline, gone).await;
         }
-        net::reset(self.client);
     }
 
-    /// Resets both sides at once, for a client that is gone.
+    /// Resets the backend at once, for a client that is gone.
     pub(super) fn reset(self) {
         net::reset(self.backend);
-        net::reset(self.client);
+    }
+}
+
+/// Moves bytes, and counts them, until both sides have closed, one has broken, or the lease is
+/// revoked. Tells which was first.
+impl Future for Relay<'_> {
+    type Output = CloseReason;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        let this = &mut *self;
+        if Pin::new(&mut this.revoked).poll(cx).is_ready() {
+            return Poll::Ready(CloseReason::Revoked);
+        }
+        let mut turn = Moved::default();
+        let up = if this.is_confirmed(cx) {
+            this.up.poll(cx, this.client, &mut this.backend, &mut turn.up, |_| ())
+        } else {
+            Poll::Pending
+        };
+        let hint = |bytes: &[u8]| {
+            if bytes.starts_with(READ_ONLY) {
+                this.shared.hints.give(Hint::ReadOnly);
+            }
+        };
+        let down = this.down.poll(cx, &mut this.backend, this.client, &mut turn.down, hint);
+        this.count(turn);
+        match (&up, &down) {
+            (Poll::Ready(Err(Broken::Sender)), _) | (_, Poll::Ready(Err(Broken::Receiver))) => {
+                return Poll::Ready(CloseReason::ClientReset);
+            }
+            // A write breaks only when nothing more can come. What has come is delivered after.
+            (Poll::Ready(Err(Broken::Receiver)), _) | (_, Poll::Ready(Err(Broken::Sender))) => {
+                return Poll::Ready(CloseReason::BackendReset);
+            }
+            _ => {}
+        }
+        if let Some(end) = this.pass_fin(cx) {
+            return Poll::Ready(end);
+        }
+        let is_over = |flow: &Flow, poll: &Poll<_>| poll.is_ready() && !flow.ended;
+        if is_over(&this.up, &up) || is_over(&this.down, &down) {
+            // Its first poll asks to be woken after the others, and after a look for new events.
+            let _ = pin!(yield_now()).poll(cx);
+        }
+        Poll::Pending
     }
 }
 

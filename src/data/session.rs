@@ -19,11 +19,11 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{hold::Returns, relay::Relay};
+use super::{hold::Returns, relay::Relay, worker::Load};
 use crate::{
     metrics::{CloseReason, ListenerMetrics, Moved},
     net,
-    topology::{Hint, Hints, Hold, Lease, View},
+    topology::{Hint, Hints, Hold, Revoked, View},
 };
 
 /// The share of the connect_timeout that the first attempt has; each one after has twice as much.
@@ -115,42 +115,48 @@ impl Session {
         }
     }
 
-    /// Serves the client until its end, or lets it wait, on the worker of this number.
-    pub(super) async fn run(self, worker: usize) {
-        let Self { client, mut account, held_since, dismissed } = self;
-        if let Some(reason) = dismissed {
-            // Boxed, so that no session pays for words that few are told.
-            Box::pin(account.tell_why(client)).await;
-            return account.close(reason);
-        }
-        let (backend, lease) = match account.connect().await {
-            Ok(Some(connected)) => connected,
-            Ok(None) => return Self { client, account, held_since, dismissed }.hold(),
-            Err(reason) => {
-                net::reset(client);
-                return account.close(reason);
+    /// Serves the client until its end, or lets it wait, on the worker that has the load.
+    #[expect(clippy::manual_async_fn, reason = "an async fn would keep its arguments twice")]
+    pub(super) fn run(mut self, load: Load) -> impl Future<Output = ()> + Send {
+        // What few sessions need, or none for long, is boxed: an idle one pays for what is not.
+        async move {
+            if let Some(reason) = self.dismissed {
+                Box::pin(self.account.tell_why(&mut self.client)).await;
+                return self.account.close(reason);
             }
-        };
-        let shared = &*account.shared;
-        let tally = &shared.metrics.tallies[worker];
-        let mut relay = Relay::new(client, backend, &lease, shared, tally);
-        let reason = select! {
-            biased;
-            () = lease.revoked() => CloseReason::Revoked,
-            reason = relay.run(&mut account.moved) => reason,
-        };
-        match reason {
-            CloseReason::Revoked | CloseReason::BackendReset => {
-                if reason == CloseReason::BackendReset {
-                    shared.hints.give(Hint::BackendReset);
+            let (backend, revoked) = match Box::pin(self.account.connect()).await {
+                Ok(Some(connected)) => connected,
+                Ok(None) => return self.hold(),
+                Err(reason) => {
+                    net::reset(self.client);
+                    return self.account.close(reason);
                 }
-                // Boxed, so that no session pays for its end before it comes.
-                Box::pin(relay.deliver_and_reset(&mut account.moved)).await;
+            };
+            let shared = &*self.account.shared;
+            let tally = &shared.metrics.tallies[load.worker()];
+            let moved = &mut self.account.moved;
+            let mut relay = Relay::new(&mut self.client, backend, revoked, shared, moved, tally);
+            let reason = (&mut relay).await;
+            match reason {
+                CloseReason::Revoked | CloseReason::BackendReset => {
+                    if reason == CloseReason::BackendReset {
+                        self.account.shared.hints.give(Hint::BackendReset);
+                    }
+                    Box::pin(relay.reset_and_deliver()).await;
+                    net::reset(self.client);
+                }
+                CloseReason::ClientReset => {
+                    relay.reset();
+                    net::reset(self.client);
+                }
+                _ => {
+                    drop(relay);
+                    drop(self.client);
+                }
             }
-            CloseReason::ClientReset => relay.reset(),
-            _ => drop(relay),
+            self.account.close(reason);
+            drop(load);
         }
-        account.close(reason);
     }
 }
 
@@ -231,7 +237,7 @@ struct Account {
 impl Account {
     /// Connects to the backend that is served now. Should its lease go meanwhile, starts over with
     /// what the new View says; `None` if that serves nobody.
-    async fn connect(&mut self) -> Result<Option<(TcpStream, Lease)>, CloseReason> {
+    async fn connect(&mut self) -> Result<Option<(TcpStream, Revoked)>, CloseReason> {
         let deadline = Instant::now() + self.shared.connect_timeout;
         // A crowd overflows the backend's queue, which drops what comes, and the system asks again
         // only after a second. So do not rely on one attempt alone.
@@ -244,9 +250,10 @@ impl Account {
             };
             self.backend = Some(served.backend.clone());
             let end = deadline.min(Instant::now() + share);
+            let mut revoked = served.lease.revoked();
             let connected = select! {
                 biased;
-                () = served.lease.revoked() => continue,
+                () = &mut revoked => continue,
                 connected = timeout_at(end, net::connect(served.address, self.shared.patience)) => connected,
             };
             // The lease may have gone in the very moment of success.
@@ -254,7 +261,7 @@ impl Account {
                 continue;
             }
             let (reason, pause) = match connected {
-                Ok(Ok(backend)) => return Ok(Some((backend, served.lease.clone()))),
+                Ok(Ok(backend)) => return Ok(Some((backend, revoked))),
                 Ok(Err(error)) if net::is_out_of_resources(&error) => {
                     return Err(CloseReason::NoResources);
                 }
@@ -271,7 +278,7 @@ impl Account {
             }
             share *= 2;
             select! {
-                () = served.lease.revoked() => {}
+                () = revoked => {}
                 () = sleep(pause) => {}
             }
         }
@@ -279,7 +286,7 @@ impl Account {
 
     /// Sends the RESP error that drivers understand, and waits a little until the client has it: a
     /// close with unread input would discard it.
-    async fn tell_why(&self, mut client: TcpStream) {
+    async fn tell_why(&self, client: &mut TcpStream) {
         let reason = match self.shared.view.borrow().verdict.reason() {
             Some(reason) => reason.to_string(),
             None => "its master was not to be reached".to_owned(),

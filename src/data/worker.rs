@@ -26,9 +26,17 @@ pub struct Workers(Arc<[Worker]>);
 
 #[derive(Debug)]
 struct Worker {
+    number: usize,
     queue: mpsc::Sender<Job>,
-    /// Sessions that it has or that wait for it.
-    load: IntGauge,
+    /// Those that it has or that wait for it.
+    sessions: IntGauge,
+}
+
+impl Worker {
+    fn add_load(&self) -> Load {
+        self.sessions.inc();
+        Load { worker: self.number, sessions: self.sessions.clone() }
+    }
 }
 
 #[derive(Debug)]
@@ -42,15 +50,16 @@ impl Workers {
     /// then for `grace` or until its last session has ended, and then cuts what is left. The
     /// receivers resolve when a thread ends.
     pub fn start(
-        loads: Vec<IntGauge>,
+        sessions: Vec<IntGauge>,
         stop: &CancellationToken,
         grace: Duration,
     ) -> io::Result<(Self, Vec<oneshot::Receiver<()>>)> {
-        let (workers, queues): (Vec<_>, Vec<_>) = loads
+        let (workers, queues): (Vec<_>, Vec<_>) = sessions
             .into_iter()
-            .map(|load| {
+            .enumerate()
+            .map(|(number, sessions)| {
                 let (queue, jobs) = mpsc::channel(QUEUE);
-                (Worker { queue, load }, jobs)
+                (Worker { number, queue, sessions }, jobs)
             })
             .unzip();
         let workers = Self(workers.into());
@@ -81,10 +90,9 @@ impl Workers {
 
     /// Gives the session to the worker that has the fewest. Blocks while its queue is full.
     pub(super) fn take(&self, session: Parked) {
-        if let Some(worker) = self.0.iter().min_by_key(|worker| worker.load.get()) {
-            let load = Load::new(&worker.load);
+        if let Some(worker) = self.0.iter().min_by_key(|worker| worker.sessions.get()) {
             // After a stop there is no receiver; dropping the session closes it.
-            let _ = worker.queue.blocking_send(Job::Serve(session, load));
+            let _ = worker.queue.blocking_send(Job::Serve(session, worker.add_load()));
         }
     }
 }
@@ -101,14 +109,12 @@ impl Here {
     /// Runs the session here, or gives it to a worker that has fewer.
     pub(super) fn take(&self, session: Session) {
         let Workers(workers) = &self.workers;
-        let load = &workers[self.number].load;
-        let fewer = workers.iter().filter(|worker| worker.load.get() < load.get());
-        let place = fewer.min_by_key(|worker| worker.load.get()).and_then(|other| {
-            // One that is too busy to take more gets none.
-            Some((other.queue.try_reserve().ok()?, Load::new(&other.load)))
-        });
-        match place {
-            None => self.serve(session, Load::new(load)),
+        let own = &workers[self.number];
+        let other = workers.iter().min_by_key(|worker| worker.sessions.get());
+        let fewer = other.filter(|other| other.sessions.get() < own.sessions.get());
+        // One that is too busy to take more gets none.
+        match fewer.and_then(|other| Some((other.queue.try_reserve().ok()?, other.add_load()))) {
+            None => self.serve(session, own.add_load()),
             Some((place, load)) => {
                 if let Some(session) = session.park() {
                     place.send(Job::Serve(session, load));
@@ -124,11 +130,7 @@ impl Here {
     }
 
     fn serve(&self, session: Session, load: Load) {
-        let number = self.number;
-        self.sessions.spawn(async move {
-            session.run(number).await;
-            drop(load);
-        });
+        self.sessions.spawn(session.run(load));
     }
 }
 
@@ -163,17 +165,20 @@ async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken
 
 /// One session's share of a worker's load.
 #[derive(Debug)]
-struct Load(IntGauge);
+pub(super) struct Load {
+    worker: usize,
+    sessions: IntGauge,
+}
 
 impl Load {
-    fn new(load: &IntGauge) -> Self {
-        load.inc();
-        Self(load.clone())
+    /// The worker's number.
+    pub(super) fn worker(&self) -> usize {
+        self.worker
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.0.dec();
+        self.sessions.dec();
     }
 }

@@ -92,6 +92,13 @@ pub struct Revoked {
     registered: bool,
 }
 
+impl Revoked {
+    /// The lease that is waited for.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+}
+
 impl Future for Revoked {
     type Output = ();
 
