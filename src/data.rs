@@ -1,7 +1,9 @@
 //! The data plane: moves bytes. It never looks at a reply, never decides, never resolves a name.
 
+mod flow;
 pub mod hold;
 pub mod listener;
+mod pipe;
 mod relay;
 pub mod session;
 pub mod worker;

@@ -1,0 +1,232 @@
+//! One direction of a session: from one socket to the other, by copying, or by splice(2) where that
+//! costs less.
+//!
+//! Every worker thread has one read buffer for all its sessions; a flow keeps bytes of its own only
+//! while the receiver takes no more, and reads nothing new meanwhile.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::TcpStream,
+};
+
+use super::pipe::Pipe;
+use crate::net;
+
+/// What one read takes at the most, and so what a flow keeps at the most.
+const BUFFER: usize = 64 * 1024;
+
+/// What may move in one direction before the other sessions of the worker have their turn.
+const TURN: u64 = 256 * 1024;
+
+/// So much that comes without a word from the other side is bulk. The bench `peers` shows from
+/// which size on splice(2) costs less than copying.
+const BULK: u64 = 512 * 1024;
+
+thread_local! {
+    static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
+}
+
+/// What is under way in one direction.
+#[derive(Debug, Default)]
+pub(super) struct Flow {
+    /// Holds what was spliced and not written yet: the receiver is full.
+    pipe: Option<Pipe>,
+    /// Copied and not written yet, after what is in the pipe: the receiver is full.
+    pending: Option<Box<Pending>>,
+    /// Bytes that came since the other side sent any.
+    run: u64,
+    /// This run of bytes is bulk, or the one before was.
+    is_bulk: bool,
+    /// The sender's FIN has come, and everything before it was written.
+    has_ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    /// So many of them are written.
+    written: usize,
+}
+
+/// Which end of a flow broke.
+pub(super) enum Broken {
+    Sender,
+    Receiver,
+}
+
+impl Flow {
+    /// Moves what can be moved now, and adds it to `moved`. Ready when the sender has ended, or when
+    /// `moved` says that the turn is over; not to be polled after an error. What is copied is shown
+    /// to `look`.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        moved: &mut u64,
+        look: impl Fn(&[u8]),
+    ) -> Poll<Result<(), Broken>> {
+        while !self.has_ended && *moved < TURN {
+            if ready!(self.poll_kept(cx, to)).is_err() {
+                return Poll::Ready(Err(Broken::Receiver));
+            }
+            let read = if self.is_bulk {
+                self.poll_splice(cx, from, to)
+            } else {
+                self.poll_copy(cx, from, to, &look)
+            };
+            match ready!(read)? {
+                Some(0) => self.has_ended = true,
+                Some(read) => {
+                    *moved += read;
+                    self.run += read;
+                    self.is_bulk |= self.run >= BULK;
+                }
+                None => self.is_bulk = false,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The sender's FIN has come, and everything before it was written.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Nothing waits for the receiver.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pipe.is_none() && self.pending.is_none()
+    }
+
+    /// The other side has sent something: what comes next is another run.
+    pub(super) fn turn_around(&mut self) {
+        if self.run > 0 {
+            self.is_bulk = self.run >= BULK;
+            self.run = 0;
+        }
+    }
+
+    /// Takes over what has already come from a sender, as much as its socket may hold.
+    pub(super) fn salvage(&mut self, from: &TcpStream) -> u64 {
+        let unread = usize::try_from(net::unread(from)).unwrap_or(0);
+        if unread == 0 {
+            return 0;
+        }
+        let bytes = &mut self.pending.get_or_insert_default().bytes;
+        let start = bytes.len();
+        bytes.resize(start + unread, 0);
+        let read = net::read_now(from, &mut bytes[start..]);
+        bytes.truncate(start + read);
+        read as u64
+    }
+
+    /// Writes what is kept; gives its memory back when it is all written.
+    pub(super) fn poll_kept(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut TcpStream,
+    ) -> Poll<io::Result<()>> {
+        while let Some(pipe) = self.pipe.as_mut().filter(|pipe| !pipe.is_empty()) {
+            ready!(to.poll_write_ready(cx))?;
+            match to.try_io(Interest::WRITABLE, || pipe.drain(&*to)) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    self.pipe = None;
+                    return Poll::Ready(Err(error));
+                }
+                _ => {}
+            }
+        }
+        if let Some(pipe) = self.pipe.take() {
+            pipe.give_back();
+        }
+        if let Some(pending) = &mut self.pending {
+            while pending.written < pending.bytes.len() {
+                match ready!(write(cx, to, &pending.bytes[pending.written..])) {
+                    Ok(written) => pending.written += written,
+                    Err(error) => {
+                        self.pending = None;
+                        return Poll::Ready(Err(error));
+                    }
+                }
+            }
+            self.pending = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once and passes on what the receiver takes. Tells how much was read: 0 at the sender's
+    /// end. The receiver must have taken all that came before.
+    fn poll_copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        look: impl Fn(&[u8]),
+    ) -> Poll<Result<Option<u64>, Broken>> {
+        READ.with_borrow_mut(|buffer| {
+            let mut read = ReadBuf::new(buffer);
+            if ready!(Pin::new(from).poll_read(cx, &mut read)).is_err() {
+                return Poll::Ready(Err(Broken::Sender));
+            }
+            let bytes = read.filled();
+            look(bytes);
+            let mut written = 0;
+            while written < bytes.len() {
+                match write(cx, to, &bytes[written..]) {
+                    Poll::Ready(Ok(n)) => written += n,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Receiver)),
+                    Poll::Pending => {
+                        let bytes = bytes[written..].to_vec();
+                        self.pending = Some(Box::new(Pending { bytes, written: 0 }));
+                        break;
+                    }
+                }
+            }
+            Poll::Ready(Ok(Some(bytes.len() as u64)))
+        })
+    }
+
+    /// The same by splice(2). `None` where that is not possible now.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+    ) -> Poll<Result<Option<u64>, Broken>> {
+        loop {
+            if ready!(from.poll_read_ready(cx)).is_err() {
+                return Poll::Ready(Err(Broken::Sender));
+            }
+            let Some(mut pipe) = Pipe::take() else {
+                return Poll::Ready(Ok(None));
+            };
+            match from.try_io(Interest::READABLE, || pipe.fill(&*from)) {
+                Ok(read) => {
+                    self.pipe = Some(pipe);
+                    return match self.poll_kept(cx, to) {
+                        Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::Receiver)),
+                        _ => Poll::Ready(Ok(Some(read))),
+                    };
+                }
+                // The pipe is empty, so it is the socket that has no more.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => pipe.give_back(),
+                Err(error) if Pipe::is_unfit(&error) => return Poll::Ready(Ok(None)),
+                Err(_) => return Poll::Ready(Err(Broken::Sender)),
+            }
+        }
+    }
+}
+
+fn write(cx: &mut Context<'_>, to: &mut TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    match ready!(Pin::new(to).poll_write(cx, bytes)) {
+        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        result => Poll::Ready(result),
+    }
+}
