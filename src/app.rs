@@ -14,6 +14,7 @@ use crate::{
         hold::{Holds, Returns},
         listener,
         session::Shared,
+        spare::Spares,
         worker::Workers,
     },
     lifecycle::Signals,
@@ -109,12 +110,25 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             format!("the monitor of pool {pool}")
         });
     }
+    let mut spares = Vec::new();
+    for (pool, published) in config.pools.iter().zip(&pools) {
+        spares.push(Arc::new(Spares::new(
+            pool.preconnect,
+            count,
+            published.view.clone(),
+            pool.connect_timeout,
+            pool.check.patience(),
+            metrics.preconnected(&pool.name),
+        )));
+    }
     let mut accepting = Vec::new();
     let mut statuses = Vec::new();
     for (place, (listener, sockets)) in config.listeners.iter().zip(sockets).enumerate() {
         let pool = &config.pools[listener.pool];
         let published = &pools[listener.pool];
-        let shared = Arc::new(shared(place, listener, pool, published, returns.clone(), &metrics));
+        let spares = spares[listener.pool].clone();
+        let shared = shared(place, listener, pool, published, spares, returns.clone(), &metrics);
+        let shared = Arc::new(shared);
         let mut addresses = Vec::new();
         for socket in sockets {
             let address = socket.local_addr()?;
@@ -131,6 +145,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             addresses,
             metrics: metrics.listener(&listener.name),
         });
+    }
+    for spares in &spares {
+        workers.keep(spares).await;
     }
     workers.accept(accepting).await;
 
@@ -176,6 +193,7 @@ fn shared(
     listener: &Listener,
     pool: &Pool,
     published: &Published,
+    spares: Arc<Spares>,
     returns: Returns,
     metrics: &Metrics,
 ) -> Shared {
@@ -190,6 +208,7 @@ fn shared(
         connect_timeout: pool.connect_timeout,
         patience: pool.check.patience(),
         lease_patience: pool.check.lease_patience(),
+        spares,
         hold: listener.hold,
         returns,
         hints: published.hints.clone(),

@@ -74,6 +74,8 @@ pub struct Pool {
     pub check: Check,
     /// How long a session may wait for its backend's connection.
     pub connect_timeout: Duration,
+    /// So many unused connections to the served backend are kept for new clients.
+    pub preconnect: usize,
     /// The Sentinels that watch this pool, if they are to be heard.
     pub sentinel: Option<Sentinel>,
     /// What to do about an heir that nothing explains.

@@ -6,4 +6,5 @@ pub mod listener;
 mod pipe;
 mod relay;
 pub mod session;
+pub mod spare;
 pub mod worker;

@@ -116,6 +116,7 @@ pub struct Metrics {
     hints: IntCounterVec,
     sentinel_agree: IntGaugeVec,
     sentinel_up: IntGaugeVec,
+    preconnected: IntGaugeVec,
     check_duration: HistogramVec,
     check_failures: IntCounterVec,
     connect_failures: IntCounterVec,
@@ -224,6 +225,11 @@ impl Metrics {
                 "rolegate_sentinel_up",
                 "1 if the Sentinel answers.",
                 &["pool", "sentinel"],
+            )?,
+            preconnected: gauge(
+                "rolegate_pool_preconnected",
+                "Connections to the served backend that wait for clients.",
+                &["pool"],
             )?,
             check_duration: histogram(
                 "rolegate_check_duration_seconds",
@@ -356,6 +362,11 @@ impl Metrics {
 
     fn tallies(&self) -> MutexGuard<'_, HashMap<String, Arc<[Tally]>>> {
         self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connections of a pool that wait for clients.
+    pub fn preconnected(&self, pool: &str) -> IntGauge {
+        self.preconnected.with_label_values(&[pool])
     }
 
     /// The sessions of one worker.

@@ -10,6 +10,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
+    net::{RecvFlags, recv},
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -79,6 +80,12 @@ pub fn reset(stream: impl AsFd) {
     // Without the option the close is a FIN: less prompt, still a close.
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     drop(stream);
+}
+
+/// Whether nothing has come from the peer yet, not even its close.
+pub fn is_untouched(stream: &TcpStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    matches!(recv(stream, &mut [0u8; 1], flags), Err(Errno::AGAIN))
 }
 
 /// Bytes that have arrived from the peer and are not read yet.

@@ -23,8 +23,15 @@ impl Checker {
         let mut pools = Vec::new();
         for (name, node) in self.named(node, "pools", "pool") {
             let path = join("pools", &name);
-            let known =
-                ["backends", "auth", "check", "connect_timeout", "sentinel", "on_unexplained_heir"];
+            let known = [
+                "backends",
+                "auth",
+                "check",
+                "connect_timeout",
+                "preconnect",
+                "sentinel",
+                "on_unexplained_heir",
+            ];
             let Some(section) = self.section(node, &path, &known) else {
                 continue;
             };
@@ -40,6 +47,7 @@ impl Checker {
                 Duration::from_secs(1),
                 MS..=Duration::from_secs(300),
             );
+            let preconnect = self.count(&section, "preconnect", 0, 0..=1024);
             let sentinel = section
                 .get("sentinel")
                 .and_then(|node| self.sentinel(node, &section.at("sentinel"), &backends));
@@ -53,6 +61,7 @@ impl Checker {
                 auth,
                 check,
                 connect_timeout,
+                preconnect: usize::try_from(preconnect).unwrap_or(usize::MAX),
                 sentinel,
                 on_unexplained_heir,
             });

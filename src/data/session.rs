@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{hold::Returns, relay::Relay, worker::Load};
+use super::{hold::Returns, relay::Relay, spare::Spares, worker::Load};
 use crate::{
     metrics::{CloseReason, ListenerMetrics, Moved},
     net,
@@ -52,6 +52,8 @@ pub struct Shared {
     pub patience: Duration,
     /// A lease that rests on older checks passes nothing on.
     pub lease_patience: Duration,
+    /// Connections that wait for clients.
+    pub spares: Arc<Spares>,
     /// What becomes of clients while no backend is served.
     pub hold: Hold,
     /// How they get there.
@@ -124,7 +126,7 @@ impl Session {
                 Box::pin(self.account.tell_why(&mut self.client)).await;
                 return self.account.close(reason);
             }
-            let (backend, revoked) = match Box::pin(self.account.connect()).await {
+            let (backend, revoked) = match Box::pin(self.account.connect(load.worker())).await {
                 Ok(Some(connected)) => connected,
                 Ok(None) => return self.hold(),
                 Err(reason) => {
@@ -237,7 +239,10 @@ struct Account {
 impl Account {
     /// Connects to the backend that is served now. Should its lease go meanwhile, starts over with
     /// what the new View says; `None` if that serves nobody.
-    async fn connect(&mut self) -> Result<Option<(TcpStream, Revoked)>, CloseReason> {
+    async fn connect(
+        &mut self,
+        worker: usize,
+    ) -> Result<Option<(TcpStream, Revoked)>, CloseReason> {
         let deadline = Instant::now() + self.shared.connect_timeout;
         // A crowd overflows the backend's queue, which drops what comes, and the system asks again
         // only after a second. So do not rely on one attempt alone.
@@ -251,6 +256,9 @@ impl Account {
             self.backend = Some(served.backend.clone());
             let end = deadline.min(Instant::now() + share);
             let mut revoked = served.lease.revoked();
+            if let Some(backend) = self.shared.spares.take(worker, &served.lease) {
+                return Ok(Some((backend, revoked)));
+            }
             let connected = select! {
                 biased;
                 () = &mut revoked => continue,

@@ -15,6 +15,7 @@ use tracing::error;
 use super::{
     listener::Listener,
     session::{Parked, Session},
+    spare::Spares,
 };
 
 /// Sessions that wait for a worker at the most.
@@ -42,6 +43,7 @@ impl Worker {
 #[derive(Debug)]
 enum Job {
     Accept(Listener),
+    Keep(Arc<Spares>),
     Serve(Parked, Load),
 }
 
@@ -85,6 +87,13 @@ impl Workers {
         for (listener, worker) in listeners.into_iter().zip(self.0.iter().cycle()) {
             // A worker without a receiver has ended, which ends the process.
             let _ = worker.queue.send(Job::Accept(listener)).await;
+        }
+    }
+
+    /// Lets each worker keep its spare connections.
+    pub async fn keep(&self, spares: &Arc<Spares>) {
+        for worker in self.0.iter().filter(|worker| spares.has_shelf(worker.number)) {
+            let _ = worker.queue.send(Job::Keep(spares.clone())).await;
         }
     }
 
@@ -135,23 +144,24 @@ impl Here {
 }
 
 async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken, grace: Duration) {
-    let mut listeners = JoinSet::new();
+    let mut tasks = JoinSet::new();
     loop {
         let job = select! {
             () = stop.cancelled() => break,
             job = jobs.recv() => job,
-            Some(_) = listeners.join_next() => None,
+            Some(_) = tasks.join_next() => None,
         };
         match job {
             Some(Job::Accept(listener)) => match listener.register() {
-                Ok(listener) => drop(listeners.spawn(listener.run(here.clone()))),
+                Ok(listener) => drop(tasks.spawn(listener.run(here.clone()))),
                 Err(error) => return error!(error = error.to_string(), "cannot wait for clients"),
             },
+            Some(Job::Keep(spares)) => drop(tasks.spawn(spares.keep(here.number))),
             Some(Job::Serve(session, load)) => here.resume(session, load),
             None => return,
         }
     }
-    listeners.shutdown().await;
+    tasks.shutdown().await;
     // Those that were accepted before the stop are sessions like the others.
     jobs.close();
     while let Ok(job) = jobs.try_recv() {

@@ -60,6 +60,11 @@ impl Lease {
         Duration::from_millis(millis(Instant::now()).saturating_sub(confirmed))
     }
 
+    /// Whether both are the same grant.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Ends every session that holds this lease.
     pub fn revoke(&self) {
         self.0.revoked.store(true, Ordering::Release);

@@ -168,6 +168,16 @@ fn every_error_has_its_place_and_words() {
             ],
         ),
         (pool("log: { format: jsn }\n"), &["found \"jsn\", did you mean \"json\"?"]),
+        (
+            GOOD.replace(
+                "  main:
+",
+                "  main:
+    preconnect: -1
+",
+            ),
+            &["5:17: pools.main.preconnect is not a count: found -1", "from 0 to 1024"],
+        ),
         (pool("workers: 0\n"), &["6:10: workers is not a count: found 0", "from 1 to 1024"]),
         (pool("shutdown_timeout: 10\n"), &["6:19: shutdown_timeout is a duration without a unit"]),
         (

@@ -13,6 +13,7 @@ mod faults;
 mod hold;
 mod lifecycle;
 mod limits;
+mod preconnect;
 mod sentinel;
 mod support;
 mod traffic;
