@@ -8,19 +8,12 @@ use tracing::{info, warn};
 
 use crate::{
     admin,
-    config::{Backend, Bind, Config, Listener, Pool},
+    config::{Bind, Config, Pool},
     control::monitor::Monitor,
-    data::{
-        hold::{Holds, Returns},
-        listener,
-        session::Shared,
-        spare::Spares,
-        worker::Workers,
-    },
+    data::{hold::Holds, listener, session::Shared, spare::Spares, worker::Workers},
     lifecycle::Signals,
     metrics::Metrics,
-    net,
-    topology::Published,
+    net::{self, Tuning},
 };
 
 /// Why the process cannot start or go on. Each ends it with exit code 1.
@@ -33,6 +26,14 @@ pub enum AppError {
         bind: Bind,
         /// The config's key.
         key: String,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// The system does not let this process have the congestion control of the config.
+    #[error("cannot use congestion {name}: {error}; name another, or load its kernel module")]
+    Congestion {
+        /// As the config has it.
+        name: Arc<str>,
         /// The system's reason.
         error: io::Error,
     },
@@ -60,15 +61,21 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let metrics = Arc::new(Metrics::new(count)?);
 
     // Everything that can be refused is asked for before anything runs.
+    if let Some(name) = &config.congestion {
+        net::try_congestion(name)
+            .map_err(|error| AppError::Congestion { name: name.clone(), error })?;
+    }
     let mut sockets = Vec::new();
     for listener in &config.listeners {
         let key = format!("listeners.{}.bind", listener.name);
         let bound: Result<Vec<_>, _> =
-            listener.binds.iter().map(|bind| listen(*bind, &key)).collect();
+            listener.binds.iter().map(|bind| listen(*bind, &config, &key)).collect();
         sockets.push(bound?);
     }
     let admin_socket = match config.admin {
-        Some(bind) => Some(tokio::net::TcpListener::from_std(listen(bind, "admin.bind")?)?),
+        Some(bind) => {
+            Some(tokio::net::TcpListener::from_std(listen(bind, &config, "admin.bind")?)?)
+        }
         None => None,
     };
     net::raise_descriptor_limit();
@@ -117,7 +124,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             count,
             published.view.clone(),
             pool.connect_timeout,
-            pool.check.patience(),
+            tuning(pool, &config),
             metrics.preconnected(&pool.name),
         )));
     }
@@ -126,9 +133,26 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     for (place, (listener, sockets)) in config.listeners.iter().zip(sockets).enumerate() {
         let pool = &config.pools[listener.pool];
         let published = &pools[listener.pool];
-        let spares = spares[listener.pool].clone();
-        let shared = shared(place, listener, pool, published, spares, returns.clone(), &metrics);
-        let shared = Arc::new(shared);
+        let shared = Arc::new(Shared {
+            listener: listener.name.clone(),
+            place,
+            pool: pool.name.clone(),
+            view: published.view.clone(),
+            connect_timeout: pool.connect_timeout,
+            tuning: tuning(pool, &config),
+            lease_patience: pool.check.lease_patience(),
+            spares: spares[listener.pool].clone(),
+            hold: listener.hold,
+            returns: returns.clone(),
+            hints: published.hints.clone(),
+            metrics: metrics.listener(&listener.name),
+            connect_failures: (pool.backends.iter())
+                .map(|backend| {
+                    let failures = metrics.connect_failures(&pool.name, &backend.name);
+                    (backend.name.clone(), failures)
+                })
+                .collect(),
+        });
         let mut addresses = Vec::new();
         for socket in sockets {
             let address = socket.local_addr()?;
@@ -184,37 +208,17 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     Ok(())
 }
 
-fn listen(bind: Bind, key: &str) -> Result<TcpListener, AppError> {
-    net::listen(bind).map_err(|error| AppError::Bind { bind, key: key.to_owned(), error })
+fn listen(bind: Bind, config: &Config, key: &str) -> Result<TcpListener, AppError> {
+    net::listen(bind, config.congestion.clone()).map_err(|error| AppError::Bind {
+        bind,
+        key: key.to_owned(),
+        error,
+    })
 }
 
-fn shared(
-    place: usize,
-    listener: &Listener,
-    pool: &Pool,
-    published: &Published,
-    spares: Arc<Spares>,
-    returns: Returns,
-    metrics: &Metrics,
-) -> Shared {
-    let failures = |backend: &Backend| {
-        (backend.name.clone(), metrics.connect_failures(&pool.name, &backend.name))
-    };
-    Shared {
-        listener: listener.name.clone(),
-        place,
-        pool: pool.name.clone(),
-        view: published.view.clone(),
-        connect_timeout: pool.connect_timeout,
-        patience: pool.check.patience(),
-        lease_patience: pool.check.lease_patience(),
-        spares,
-        hold: listener.hold,
-        returns,
-        hints: published.hints.clone(),
-        metrics: metrics.listener(&listener.name),
-        connect_failures: pool.backends.iter().map(failures).collect(),
-    }
+/// How sessions' connections to the pool's backends are treated.
+fn tuning(pool: &Pool, config: &Config) -> Tuning {
+    Tuning { patience: pool.check.patience(), congestion: config.congestion.clone() }
 }
 
 fn ended_early(ended: Result<String, tokio::task::JoinError>) -> AppError {

@@ -42,6 +42,8 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// Where each pool's memory is kept over restarts; nowhere if absent.
     pub state_dir: Option<PathBuf>,
+    /// TCP's congestion control, by its name in the system; the system's own choice if absent.
+    pub congestion: Option<Arc<str>>,
     /// Threads that run sessions; one for each core the process may use if absent.
     pub workers: Option<NonZero<u32>>,
 }

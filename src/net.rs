@@ -1,9 +1,10 @@
 //! Sockets: how they are opened, tuned and closed, and what their errors mean.
 
 use std::{
-    io,
+    fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::fd::AsFd,
+    sync::Arc,
     time::Duration,
 };
 
@@ -31,48 +32,74 @@ const VANISHED: Duration = Duration::from_secs(90);
 /// How long to wait for descriptors or memory to come back; less than a second.
 pub const RESOURCES_PAUSE: Duration = Duration::from_millis(100);
 
+/// How a connection is treated.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// A peer that acknowledges nothing for so long is given up.
+    pub patience: Duration,
+    /// TCP's congestion control by the system's name for it; the system's own choice if absent.
+    pub congestion: Option<Arc<str>>,
+}
+
+impl Tuning {
+    fn apply(&self, socket: &SockRef<'_>) -> io::Result<()> {
+        socket.set_tcp_nodelay(true)?;
+        // Also ends the row of keepalive probes, whose number then means nothing.
+        socket.set_tcp_user_timeout(Some(self.patience))?;
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE);
+        socket.set_tcp_keepalive(&keepalive.with_interval(KEEPALIVE_INTERVAL))?;
+        match &self.congestion {
+            Some(name) => socket.set_tcp_congestion(name.as_bytes()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether the system lets this process choose this congestion control; the error names those that
+/// it has.
+pub fn try_congestion(name: &str) -> io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_tcp_congestion(name.as_bytes()).map_err(|error| {
+        let list = fs::read_to_string("/proc/sys/net/ipv4/tcp_allowed_congestion_control");
+        let allowed = list.as_deref().map_or("unknown", str::trim);
+        io::Error::other(format!("{error}; allowed here: {allowed}"))
+    })
+}
+
 /// Opens a listening socket that is non-blocking. Linux hands its options down to every accepted
 /// socket, so no client costs a system call for them.
-pub fn listen(bind: Bind) -> io::Result<TcpListener> {
-    match (open(bind.address()), bind) {
+pub fn listen(bind: Bind, congestion: Option<Arc<str>>) -> io::Result<TcpListener> {
+    let tuning = Tuning { patience: VANISHED, congestion };
+    match (open(bind.address(), &tuning), bind) {
         // The system has no IPv6.
         (Err(error), Bind::All(port))
             if Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT)
                 || Errno::from_io_error(&error) == Some(Errno::ADDRNOTAVAIL) =>
         {
-            open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
+            open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), &tuning)
         }
         (result, _) => result,
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<TcpListener> {
+fn open(address: SocketAddr, tuning: &Tuning) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
-    tune(&SockRef::from(&socket), VANISHED)?;
+    tuning.apply(&SockRef::from(&socket))?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// Connects to a peer, and gives it up once it acknowledges nothing for as long as `patience`. The
-/// caller sets the deadline for connecting.
-pub async fn connect(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+/// Connects to a peer; the caller sets the deadline.
+pub async fn connect(address: SocketAddr, tuning: &Tuning) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
-    tune(&SockRef::from(&stream), patience)?;
+    tuning.apply(&SockRef::from(&stream))?;
     Ok(stream)
-}
-
-fn tune(socket: &SockRef<'_>, patience: Duration) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    // Also ends the row of keepalive probes, whose number then means nothing.
-    socket.set_tcp_user_timeout(Some(patience))?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE);
-    socket.set_tcp_keepalive(&keepalive.with_interval(KEEPALIVE_INTERVAL))
 }
 
 /// Closes with RST, so that the peer's next use fails at once instead of vanishing.
@@ -155,16 +182,16 @@ mod tests {
 
     #[test]
     fn a_star_takes_ipv4_clients_and_a_second_bind_fails() {
-        let listener = listen(Bind::All(0)).unwrap();
+        let listener = listen(Bind::All(0), None).unwrap();
         let port = listener.local_addr().unwrap().port();
         std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        let error = listen(Bind::All(port)).unwrap_err();
+        let error = listen(Bind::All(port), None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]
     fn accepted_clients_have_the_options_of_their_listener() {
-        let listener = listen(Bind::One((Ipv4Addr::LOCALHOST, 0).into())).unwrap();
+        let listener = listen(Bind::One((Ipv4Addr::LOCALHOST, 0).into()), None).unwrap();
         let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         listener.set_nonblocking(false).unwrap();
         let (accepted, _) = listener.accept().unwrap();
@@ -174,10 +201,23 @@ mod tests {
         assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
     }
 
+    #[test]
+    fn accepted_clients_have_the_congestion_control_of_their_listener() {
+        let bind = Bind::One((Ipv4Addr::LOCALHOST, 0).into());
+        // Every kernel has it.
+        let listener = listen(bind, Some("reno".into())).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let name = SockRef::from(&accepted).tcp_congestion().unwrap();
+        assert!(name.starts_with(b"reno"), "{name:?}");
+    }
+
     #[tokio::test]
     async fn sent_means_that_nothing_waits_in_our_kernel() {
-        let listener = listen(Bind::One((Ipv4Addr::LOCALHOST, 0).into())).unwrap();
-        let stream = connect(listener.local_addr().unwrap(), VANISHED).await.unwrap();
+        let listener = listen(Bind::One((Ipv4Addr::LOCALHOST, 0).into()), None).unwrap();
+        let tuning = Tuning { patience: VANISHED, congestion: None };
+        let stream = connect(listener.local_addr().unwrap(), &tuning).await.unwrap();
         assert!(is_sent(&stream));
         stream.writable().await.unwrap();
         while stream.try_write(&[0; 65536]).is_ok() {}

@@ -1,7 +1,7 @@
 //! From the YAML as written to a [`Config`]: which keys there are and what they allow. Reports every
 //! fault at once; no message shows what stands under `auth`.
 
-use std::{num::NonZero, path::PathBuf, slice, time::Duration};
+use std::{num::NonZero, path::PathBuf, slice, sync::Arc, time::Duration};
 
 use super::{
     Bind, Config, Listener, Log, LogFormat, Pool,
@@ -29,8 +29,16 @@ pub(super) fn check(root: &Node) -> Result<Config, Vec<Fault>> {
 
 impl Checker {
     fn config(&mut self, root: &Node) -> Option<Config> {
-        let known =
-            ["listeners", "pools", "admin", "log", "shutdown_timeout", "state_dir", "workers"];
+        let known = [
+            "listeners",
+            "pools",
+            "admin",
+            "congestion",
+            "log",
+            "shutdown_timeout",
+            "state_dir",
+            "workers",
+        ];
         let top = self.section(root, "", &known)?;
         let pools = self.required(&top, "pools").map(|node| self.pools(node));
         let pools = pools.unwrap_or_default();
@@ -50,6 +58,7 @@ impl Checker {
                 Duration::from_secs(10),
                 Duration::ZERO..=24 * HOUR,
             ),
+            congestion: top.get("congestion").and_then(|node| self.congestion(node)),
             workers: top
                 .get("workers")
                 .and_then(|_| NonZero::new(self.count(&top, "workers", 1, 1..=1024))),
@@ -166,6 +175,20 @@ impl Checker {
         let text = self.text(node, "state_dir")?;
         if text.is_empty() {
             self.fault(node.id, "state_dir is empty; allowed is the path of a folder".to_owned());
+            return None;
+        }
+        Some(text.into())
+    }
+
+    fn congestion(&mut self, node: &Node) -> Option<Arc<str>> {
+        let text = self.text(node, "congestion")?;
+        if text.is_empty() || text.len() > 15 {
+            let message = format!(
+                "congestion is not a name: found {}; allowed is a name of 1 to 15 letters from \
+                 `sysctl net.ipv4.tcp_allowed_congestion_control`",
+                quoted(text)
+            );
+            self.fault(node.id, message);
             return None;
         }
         Some(text.into())

@@ -14,7 +14,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{config::HostPort, net, topology::Failure};
+use crate::{
+    config::HostPort,
+    net::{self, Tuning},
+    topology::Failure,
+};
 
 /// How a backend or a Sentinel is reached.
 pub(super) struct Route {
@@ -36,12 +40,13 @@ impl Route {
     /// `patience`.
     pub(super) async fn connect(&self, patience: Duration) -> Result<TcpStream, Problem> {
         let addresses = self.resolve().await?;
+        let tuning = Tuning { patience, congestion: None };
         self.known().clone_from(&addresses);
         // One that swallows everything leaves time for the next.
         let share = self.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut last = None;
         for address in addresses {
-            match timeout(share, net::connect(address, patience)).await {
+            match timeout(share, net::connect(address, &tuning)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => last = Some(Problem::io(&error)),
                 Err(_) => last = Some(Problem { failure: Failure::Timeout, words: None }),

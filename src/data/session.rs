@@ -22,7 +22,7 @@ use tracing::debug;
 use super::{hold::Returns, relay::Relay, spare::Spares, worker::Load};
 use crate::{
     metrics::{CloseReason, ListenerMetrics, Moved},
-    net,
+    net::{self, Tuning},
     topology::{Hint, Hints, Hold, Revoked, View},
 };
 
@@ -48,8 +48,8 @@ pub struct Shared {
     pub view: watch::Receiver<Arc<View>>,
     /// For the connection to the backend.
     pub connect_timeout: Duration,
-    /// A backend that acknowledges nothing for so long is given up.
-    pub patience: Duration,
+    /// How it is treated.
+    pub tuning: Tuning,
     /// A lease that rests on older checks passes nothing on.
     pub lease_patience: Duration,
     /// Connections that wait for clients.
@@ -262,7 +262,7 @@ impl Account {
             let connected = select! {
                 biased;
                 () = &mut revoked => continue,
-                connected = timeout_at(end, net::connect(served.address, self.shared.patience)) => connected,
+                connected = timeout_at(end, net::connect(served.address, &self.shared.tuning)) => connected,
             };
             // The lease may have gone in the very moment of success.
             if served.lease.is_revoked() {
@@ -339,5 +339,21 @@ impl Drop for Account {
             reason = reason.as_str(),
             "session closed"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F>(_: fn(Session, Load) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_session_does_not_grow_unnoticed() {
+        // Its task has about 100 bytes more, and the two sockets 512. See the bench for the whole.
+        let size = size_of_future(Session::run);
+        assert!(size <= 400, "{size} bytes");
     }
 }

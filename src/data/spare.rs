@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    net,
+    net::{self, Tuning},
     topology::{Lease, Served, View},
 };
 
@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Spares {
     view: watch::Receiver<Arc<View>>,
     connect_timeout: Duration,
-    patience: Duration,
+    tuning: Tuning,
     /// By worker, each of which has its own.
     shelves: Vec<Shelf>,
     /// How many wait now.
@@ -62,7 +62,7 @@ impl Spares {
         workers: usize,
         view: watch::Receiver<Arc<View>>,
         connect_timeout: Duration,
-        patience: Duration,
+        tuning: Tuning,
         ready: IntGauge,
     ) -> Self {
         let shelf = |worker| Shelf {
@@ -71,7 +71,7 @@ impl Spares {
             taken: Notify::new(),
         };
         let shelves = (0..workers).map(shelf).collect();
-        Self { view, connect_timeout, patience, shelves, ready }
+        Self { view, connect_timeout, tuning, shelves, ready }
     }
 
     /// One that was made under this lease and still is as the backend left it; `None` if there is
@@ -122,7 +122,7 @@ impl Spares {
             self.discard(shelf, |spare| spare.since.elapsed() >= MAX_AGE);
             let missing = shelf.size > shelf.lock().len();
             if missing {
-                let connecting = net::connect(served.address, self.patience);
+                let connecting = net::connect(served.address, &self.tuning);
                 match timeout(self.connect_timeout, connecting).await {
                     Ok(Ok(backend)) => {
                         let (lease, since) = (served.lease.clone(), Instant::now());

@@ -192,3 +192,33 @@ impl Drop for Load {
         self.sessions.dec();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_panics_takes_no_other_with_it() {
+        let sessions = IntGauge::new("sessions", "Sessions.").unwrap();
+        let worker = Worker { number: 0, queue: mpsc::channel(1).0, sessions: sessions.clone() };
+        let tracker = TaskTracker::new();
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let load = worker.add_load();
+            tracker.spawn(async move {
+                let _load = load;
+                panic!("as it should");
+            });
+            let load = worker.add_load();
+            let other = tracker.spawn(async move {
+                tokio::task::yield_now().await;
+                drop(load);
+                "has gone on"
+            });
+            assert_eq!(other.await.unwrap(), "has gone on");
+            tracker.close();
+            tracker.wait().await;
+        });
+        assert_eq!(sessions.get(), 0, "the load of both is given back");
+    }
+}

@@ -178,6 +178,10 @@ fn every_error_has_its_place_and_words() {
             ),
             &["5:17: pools.main.preconnect is not a count: found -1", "from 0 to 1024"],
         ),
+        (
+            pool("congestion: a-name-too-long-for-linux\n"),
+            &["6:13: congestion is not a name", "of 1 to 15 letters"],
+        ),
         (pool("workers: 0\n"), &["6:10: workers is not a count: found 0", "from 1 to 1024"]),
         (pool("shutdown_timeout: 10\n"), &["6:19: shutdown_timeout is a duration without a unit"]),
         (

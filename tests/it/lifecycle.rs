@@ -122,3 +122,21 @@ fn the_text_log_is_for_people() {
         ["INFO", "pool=\"main\"", "to=\"serve n0 at ", "evidence=\"n0: says role:master, replid "];
     assert!(words.iter().all(|word| served.contains(word)), "{served}");
 }
+
+#[test]
+fn a_congestion_control_that_the_system_has_not_ends_the_start() {
+    let config = format!("{}congestion: nonesuch\n", config(&[([127, 0, 0, 1], 1).into()], None));
+    let (_folder, file) = write_config(&config);
+    let output = Command::new(env!("CARGO_BIN_EXE_rolegate")).arg("-f").arg(&file).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(words.contains("cannot use congestion nonesuch: "), "{words}");
+    assert!(words.contains("allowed here: "), "{words}");
+}
+
+#[test]
+fn sessions_work_with_the_congestion_control_of_the_config() {
+    let (_node, _rolegate, mut client) = served("congestion: reno\n");
+    assert_eq!(client.call(&["PING"]).unwrap().text(), "PONG");
+}
