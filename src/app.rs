@@ -11,7 +11,7 @@ use crate::{
     config::{Bind, Config, Pool},
     control::monitor::Monitor,
     data::{hold::Holds, listener, session::Shared, spare::Spares, worker::Workers},
-    lifecycle::Signals,
+    lifecycle::{self, Signals},
     metrics::Metrics,
     net::{self, Tuning},
 };
@@ -189,6 +189,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             "the admin listener".to_owned()
         });
     }
+    lifecycle::prefer_this_thread();
     info!(version = env!("CARGO_PKG_VERSION"), workers = count, "rolegate runs");
 
     let signal = tokio::select! {

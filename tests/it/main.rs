@@ -18,3 +18,4 @@ mod sentinel;
 mod support;
 mod traffic;
 mod truth;
+mod workers;

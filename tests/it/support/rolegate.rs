@@ -209,6 +209,24 @@ impl Rolegate {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// How many sockets each of its epoll instances watches.
+    pub fn watched_sockets(&self) -> Vec<usize> {
+        let info = fs::read_dir(format!("/proc/{}/fdinfo", self.child.id())).unwrap();
+        let texts = info.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());
+        texts.map(|text| text.matches("tfd:").count()).filter(|count| *count > 0).collect()
+    }
+
+    /// How many pipes it has besides standard input and output.
+    pub fn pipes(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.child.id());
+        let ends = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()).filter(|entry| {
+            let is_pipe = |link: &Path| link.to_string_lossy().starts_with("pipe:");
+            let standard = ["0", "1", "2"].iter().any(|fd| entry.file_name() == *fd);
+            !standard && fs::read_link(entry.path()).is_ok_and(|link| is_pipe(&link))
+        });
+        ends.count() / 2
+    }
+
     /// The time that all its threads have spent on a processor.
     pub fn cpu(&self) -> Duration {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
