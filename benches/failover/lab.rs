@@ -1,19 +1,17 @@
 //! What a scenario runs on: three nodes, Sentinels, the proxies, and the namespace around them.
 
 use std::{
-    env, fs,
+    env,
     net::{Ipv4Addr, SocketAddr},
     os::unix::process::CommandExt,
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
-use tempfile::TempDir;
-
 use crate::{
+    front::{Haproxy, leads_to},
     pause,
-    support::{Group, Node, PASSWORD, Rolegate, Sentinels, free_port, with_sentinels},
-    writers::login,
+    support::{Group, Node, Rolegate, Sentinels, with_sentinels},
 };
 
 /// Waits until the condition gives a value.
@@ -56,7 +54,7 @@ impl Proxy {
     }
 
     pub fn haproxy(group: &Group) -> Self {
-        Self::Haproxy(Haproxy::start(group))
+        Self::Haproxy(Haproxy::start(&[group], 1, &["maxconn 2000"], &[]))
     }
 
     pub fn name(&self) -> &'static str {
@@ -69,7 +67,7 @@ impl Proxy {
     pub fn address(&self) -> SocketAddr {
         match self {
             Self::Rolegate(rolegate) => rolegate.address(),
-            Self::Haproxy(haproxy) => haproxy.address,
+            Self::Haproxy(haproxy) => haproxy.addresses()[0],
         }
     }
 
@@ -80,68 +78,9 @@ impl Proxy {
         }
     }
 
-    /// Waits until many new clients in a row come to this node: HAProxy takes every node for
-    /// good until its first check.
+    /// Waits until new clients come to this node.
     pub fn wait_leads_to(&self, node: &Node) -> Option<()> {
-        let leads = || login(self.address(), Duration::from_secs(2)).ok().map(|(_, port)| port);
-        within(Duration::from_secs(20), || {
-            (0..30).all(|_| leads() == Some(node.port())).then_some(())
-        })
-    }
-}
-
-/// HAProxy with the usual checks for a Redis master, as fast as they go.
-pub struct Haproxy {
-    child: Child,
-    address: SocketAddr,
-    _folder: TempDir,
-}
-
-impl Haproxy {
-    fn start(group: &Group) -> Self {
-        let folder = TempDir::new().unwrap();
-        let file = folder.path().join("haproxy.cfg");
-        let port = free_port();
-        let servers: String = (group.nodes.iter().zip(["a", "b", "c"]))
-            .map(|(node, name)| {
-                let address = node.address();
-                format!(
-                    "  server {name} {address} check inter 100ms fall 1 rise 1 \
-                     on-marked-down shutdown-sessions\n"
-                )
-            })
-            .collect();
-        let config = format!(
-            "global\n  maxconn 2000\n\
-             defaults\n  mode tcp\n  timeout connect 4s\n  timeout client 60s\n  \
-             timeout server 60s\n\
-             listen redis\n  bind 127.0.0.1:{port}\n  option tcp-check\n  tcp-check connect\n  \
-             tcp-check send AUTH\\ {PASSWORD}\\r\\n\n  tcp-check expect string +OK\n  \
-             tcp-check send PING\\r\\n\n  tcp-check expect string +PONG\n  \
-             tcp-check send info\\ replication\\r\\n\n  tcp-check expect string role:master\n  \
-             tcp-check send QUIT\\r\\n\n  tcp-check expect string +OK\n{servers}"
-        );
-        fs::write(&file, config).unwrap();
-        let child = Command::new("haproxy")
-            .args(["-db", "-q", "-f"])
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child, address: (Ipv4Addr::LOCALHOST, port).into(), _folder: folder }
-    }
-
-    pub fn is_installed() -> bool {
-        Command::new("haproxy").arg("-v").output().is_ok_and(|output| output.status.success())
-    }
-}
-
-impl Drop for Haproxy {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        within(Duration::from_secs(20), || leads_to(self.address(), node).then_some(()))
     }
 }
 

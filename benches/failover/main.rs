@@ -4,6 +4,9 @@
 #![allow(clippy::allow_attributes_without_reason, unreachable_pub)]
 
 mod basics;
+#[path = "../front.rs"]
+#[allow(dead_code)]
+mod front;
 mod lab;
 mod outcome;
 mod scenarios;
@@ -16,7 +19,8 @@ use std::{panic, process, thread, time::Duration};
 
 use clap::{Parser, ValueEnum};
 
-use lab::{Haproxy, enter_namespace};
+use front::Haproxy;
+use lab::enter_namespace;
 use outcome::Outcome;
 use scenarios::Scenario;
 

@@ -12,6 +12,7 @@ use std::{
 };
 
 use crate::{
+    front::login,
     pause,
     support::{Client, PASSWORD, Reply},
 };
@@ -76,23 +77,6 @@ impl Writer {
             other => Err(io::Error::other(other.text())),
         }
     }
-}
-
-/// A connection through a proxy, and the port of the node at its other end.
-pub fn login(address: SocketAddr, timeout: Duration) -> io::Result<(Client, u16)> {
-    let mut client = Client::connect(address)?;
-    client.set_read_timeout(timeout);
-    for command in [&["AUTH", PASSWORD][..], &["CONFIG", "GET", "port"]] {
-        match client.call(command)? {
-            Reply::Simple(_) => {}
-            Reply::Array(pair) => {
-                let port = pair.last().and_then(|port| port.text().parse().ok());
-                return Ok((client, port.ok_or(io::ErrorKind::InvalidData)?));
-            }
-            other => return Err(io::Error::other(other.text())),
-        }
-    }
-    Err(io::ErrorKind::InvalidData.into())
 }
 
 /// Everything that writes through one proxy: four that keep their connection, and one that does

@@ -2,12 +2,12 @@
 
 mod client;
 mod fake;
+pub mod process;
 mod redis;
 mod rolegate;
 
 use std::{
     net::TcpListener,
-    process,
     sync::atomic::{AtomicU16, Ordering},
     thread,
     time::{Duration, Instant},
@@ -39,7 +39,7 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
-        let start = process::id().wrapping_mul(331) % 20_000;
+        let start = std::process::id().wrapping_mul(331) % 20_000;
         let offset = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = u16::try_from(10_000 + (start + offset) % 20_000).unwrap();
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {

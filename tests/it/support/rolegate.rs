@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Client, SOON, eventually};
+use super::{Client, SOON, eventually, process::cpu_time};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rolegate");
 
@@ -204,7 +204,7 @@ impl Rolegate {
 
     /// Resident memory in KiB.
     pub fn memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
@@ -229,19 +229,18 @@ impl Rolegate {
 
     /// The time that all its threads have spent on a processor.
     pub fn cpu(&self) -> Duration {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        let spent = tasks.map(Result::unwrap).map(|task| {
-            let stat = fs::read_to_string(task.path().join("schedstat")).unwrap();
-            stat.split(' ').next().unwrap().parse::<u64>().unwrap()
-        });
-        Duration::from_nanos(spent.sum())
+        cpu_time(self.process())
+    }
+
+    pub fn process(&self) -> u32 {
+        self.child.id()
     }
 
     /// Stops every thread of it, and returns when they stand still.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
         eventually("all threads are stopped", || {
-            let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+            let tasks = fs::read_dir(format!("/proc/{}/task", self.process())).unwrap();
             let is_stopped = |task: fs::DirEntry| {
                 let stat = fs::read_to_string(task.path().join("stat")).unwrap();
                 stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
