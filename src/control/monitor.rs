@@ -387,12 +387,12 @@ impl Monitor {
                 }
                 self.served = Some(answer.clone());
                 self.passed = Some(now);
-                Verdict::Serve(Served {
+                Verdict::Serve(Arc::new(Served {
                     backend: self.names[place].clone(),
                     address: answer.address,
                     reason: reason.clone(),
                     lease: Lease::default(),
-                })
+                }))
             }
         };
         let unserved_since = match (&verdict, &old.verdict) {

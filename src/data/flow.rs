@@ -27,7 +27,7 @@ const TURN: u64 = 256 * 1024;
 
 /// So much that comes without a word from the other side is bulk. The bench `peers` shows from
 /// which size on splice(2) costs less than copying.
-const BULK: u64 = 512 * 1024;
+const BULK: u32 = 512 * 1024;
 
 thread_local! {
     static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
@@ -36,20 +36,21 @@ thread_local! {
 /// What is under way in one direction.
 #[derive(Debug, Default)]
 pub(super) struct Flow {
-    /// Holds what was spliced and not written yet: the receiver is full.
-    pipe: Option<Pipe>,
-    /// Copied and not written yet, after what is in the pipe: the receiver is full.
-    pending: Option<Box<Pending>>,
-    /// Bytes that came since the other side sent any.
-    run: u64,
+    /// Read and not written yet: the receiver is full.
+    kept: Option<Box<Kept>>,
+    /// Bytes that came since the other side sent any; more than [`BULK`] count as that.
+    run: u32,
     /// This run of bytes is bulk, or the one before was.
     is_bulk: bool,
     /// The sender's FIN has come, and everything before it was written.
     has_ended: bool,
 }
 
+/// What the receiver has not taken yet.
 #[derive(Debug, Default)]
-struct Pending {
+struct Kept {
+    pipe: Option<Pipe>,
+    /// After what is in the pipe.
     bytes: Vec<u8>,
     /// So many of them are written.
     written: usize,
@@ -86,8 +87,10 @@ impl Flow {
                 Some(0) => self.has_ended = true,
                 Some(read) => {
                     *moved += read;
-                    self.run += read;
-                    self.is_bulk |= self.run >= BULK;
+                    self.run = u32::try_from(read)
+                        .map_or(BULK, |read| self.run.saturating_add(read))
+                        .min(BULK);
+                    self.is_bulk |= self.run == BULK;
                 }
                 None => self.is_bulk = false,
             }
@@ -102,13 +105,13 @@ impl Flow {
 
     /// Nothing waits for the receiver.
     pub(super) fn is_empty(&self) -> bool {
-        self.pipe.is_none() && self.pending.is_none()
+        self.kept.is_none()
     }
 
     /// The other side has sent something: what comes next is another run.
     pub(super) fn turn_around(&mut self) {
         if self.run > 0 {
-            self.is_bulk = self.run >= BULK;
+            self.is_bulk = self.run == BULK;
             self.run = 0;
         }
     }
@@ -119,7 +122,7 @@ impl Flow {
         if unread == 0 {
             return 0;
         }
-        let bytes = &mut self.pending.get_or_insert_default().bytes;
+        let bytes = &mut self.kept.get_or_insert_default().bytes;
         let start = bytes.len();
         bytes.resize(start + unread, 0);
         let read = net::read_now(from, &mut bytes[start..]);
@@ -133,32 +136,12 @@ impl Flow {
         cx: &mut Context<'_>,
         to: &mut TcpStream,
     ) -> Poll<io::Result<()>> {
-        while let Some(pipe) = self.pipe.as_mut().filter(|pipe| !pipe.is_empty()) {
-            ready!(to.poll_write_ready(cx))?;
-            match to.try_io(Interest::WRITABLE, || pipe.drain(&*to)) {
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                    self.pipe = None;
-                    return Poll::Ready(Err(error));
-                }
-                _ => {}
-            }
-        }
-        if let Some(pipe) = self.pipe.take() {
-            pipe.give_back();
-        }
-        if let Some(pending) = &mut self.pending {
-            while pending.written < pending.bytes.len() {
-                match ready!(write(cx, to, &pending.bytes[pending.written..])) {
-                    Ok(written) => pending.written += written,
-                    Err(error) => {
-                        self.pending = None;
-                        return Poll::Ready(Err(error));
-                    }
-                }
-            }
-            self.pending = None;
-        }
-        Poll::Ready(Ok(()))
+        let Some(kept) = &mut self.kept else {
+            return Poll::Ready(Ok(()));
+        };
+        let written = ready!(kept.poll_write(cx, to));
+        self.kept = None;
+        Poll::Ready(written)
     }
 
     /// Reads once and passes on what the receiver takes. Tells how much was read: 0 at the sender's
@@ -184,7 +167,7 @@ impl Flow {
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Receiver)),
                     Poll::Pending => {
                         let bytes = bytes[written..].to_vec();
-                        self.pending = Some(Box::new(Pending { bytes, written: 0 }));
+                        self.kept = Some(Box::new(Kept { bytes, ..Kept::default() }));
                         break;
                     }
                 }
@@ -209,11 +192,13 @@ impl Flow {
             };
             match from.try_io(Interest::READABLE, || pipe.fill(&*from)) {
                 Ok(read) => {
-                    self.pipe = Some(pipe);
-                    return match self.poll_kept(cx, to) {
-                        Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::Receiver)),
-                        _ => Poll::Ready(Ok(Some(read))),
-                    };
+                    let mut kept = Kept { pipe: Some(pipe), ..Kept::default() };
+                    match kept.poll_write(cx, to) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Receiver)),
+                        Poll::Pending => self.kept = Some(Box::new(kept)),
+                    }
+                    return Poll::Ready(Ok(Some(read)));
                 }
                 // The pipe is empty, so it is the socket that has no more.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => pipe.give_back(),
@@ -221,6 +206,28 @@ impl Flow {
                 Err(_) => return Poll::Ready(Err(Broken::Sender)),
             }
         }
+    }
+}
+
+impl Kept {
+    /// Ready when all is written, or the receiver broke.
+    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut TcpStream) -> Poll<io::Result<()>> {
+        while let Some(pipe) = self.pipe.as_mut().filter(|pipe| !pipe.is_empty()) {
+            ready!(to.poll_write_ready(cx))?;
+            match to.try_io(Interest::WRITABLE, || pipe.drain(&*to)) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    return Poll::Ready(Err(error));
+                }
+                _ => {}
+            }
+        }
+        if let Some(pipe) = self.pipe.take() {
+            pipe.give_back();
+        }
+        while self.written < self.bytes.len() {
+            self.written += ready!(write(cx, to, &self.bytes[self.written..]))?;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -5,11 +5,11 @@ use std::{io, sync::Arc, thread, time::Duration};
 use prometheus::IntGauge;
 use tokio::{
     runtime, select,
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     task::JoinSet,
     time::timeout,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{
@@ -23,7 +23,7 @@ const QUEUE: usize = 1024;
 
 /// The sending side of all workers.
 #[derive(Clone, Debug)]
-pub struct Workers(Arc<[Worker]>);
+pub struct Workers(Arc<[Arc<Worker>]>);
 
 #[derive(Debug)]
 struct Worker {
@@ -31,12 +31,21 @@ struct Worker {
     queue: mpsc::Sender<Job>,
     /// Those that it has or that wait for it.
     sessions: IntGauge,
+    /// Told when one has ended.
+    ended: Notify,
 }
 
 impl Worker {
-    fn add_load(&self) -> Load {
+    fn add_load(self: &Arc<Self>) -> Load {
         self.sessions.inc();
-        Load { worker: self.number, sessions: self.sessions.clone() }
+        Load(self.clone())
+    }
+
+    /// Waits until it has no session any more.
+    async fn wait_empty(&self) {
+        while self.sessions.get() > 0 {
+            self.ended.notified().await;
+        }
     }
 }
 
@@ -61,15 +70,16 @@ impl Workers {
             .enumerate()
             .map(|(number, sessions)| {
                 let (queue, jobs) = mpsc::channel(QUEUE);
-                (Worker { number, queue, sessions }, jobs)
+                (Arc::new(Worker { number, queue, sessions, ended: Notify::new() }), jobs)
             })
             .unzip();
         let workers = Self(workers.into());
         let mut ended = Vec::new();
-        for (number, jobs) in queues.into_iter().enumerate() {
+        for (worker, jobs) in workers.0.iter().zip(queues) {
             let (ending, end) = oneshot::channel();
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            let here = Here { number, workers: workers.clone(), sessions: TaskTracker::new() };
+            let number = worker.number;
+            let here = Here { worker: worker.clone(), workers: workers.clone() };
             let stop = stop.clone();
             thread::Builder::new().name(format!("rolegate-data-{number}")).spawn(move || {
                 runtime.block_on(work(here, jobs, stop, grace));
@@ -109,21 +119,19 @@ impl Workers {
 /// The worker on whose thread this is used.
 #[derive(Clone, Debug)]
 pub(super) struct Here {
-    number: usize,
+    worker: Arc<Worker>,
     workers: Workers,
-    sessions: TaskTracker,
 }
 
 impl Here {
     /// Runs the session here, or gives it to a worker that has fewer.
     pub(super) fn take(&self, session: Session) {
-        let Workers(workers) = &self.workers;
-        let own = &workers[self.number];
-        let other = workers.iter().min_by_key(|worker| worker.sessions.get());
+        let own = &self.worker;
+        let other = self.workers.0.iter().min_by_key(|worker| worker.sessions.get());
         let fewer = other.filter(|other| other.sessions.get() < own.sessions.get());
         // One that is too busy to take more gets none.
         match fewer.and_then(|other| Some((other.queue.try_reserve().ok()?, other.add_load()))) {
-            None => self.serve(session, own.add_load()),
+            None => serve(session, own.add_load()),
             Some((place, load)) => {
                 if let Some(session) = session.park() {
                     place.send(Job::Serve(session, load));
@@ -131,16 +139,17 @@ impl Here {
             }
         }
     }
+}
 
-    fn resume(&self, session: Parked, load: Load) {
-        if let Some(session) = session.resume() {
-            self.serve(session, load);
-        }
+fn resume(session: Parked, load: Load) {
+    if let Some(session) = session.resume() {
+        serve(session, load);
     }
+}
 
-    fn serve(&self, session: Session, load: Load) {
-        self.sessions.spawn(session.run(load));
-    }
+#[expect(clippy::disallowed_methods, reason = "its load tracks it, which costs no memory")]
+fn serve(session: Session, load: Load) {
+    tokio::spawn(session.run(load));
 }
 
 async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken, grace: Duration) {
@@ -156,40 +165,37 @@ async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken
                 Ok(listener) => drop(tasks.spawn(listener.run(here.clone()))),
                 Err(error) => return error!(error = error.to_string(), "cannot wait for clients"),
             },
-            Some(Job::Keep(spares)) => drop(tasks.spawn(spares.keep(here.number))),
-            Some(Job::Serve(session, load)) => here.resume(session, load),
+            Some(Job::Keep(spares)) => drop(tasks.spawn(spares.keep(here.worker.number))),
+            Some(Job::Serve(session, load)) => resume(session, load),
             None => return,
         }
     }
     tasks.shutdown().await;
     // Those that were accepted before the stop are sessions like the others.
     jobs.close();
-    while let Ok(job) = jobs.try_recv() {
+    while let Some(job) = jobs.recv().await {
         if let Job::Serve(session, load) = job {
-            here.resume(session, load);
+            resume(session, load);
         }
     }
-    here.sessions.close();
-    let _ = timeout(grace, here.sessions.wait()).await;
+    let _ = timeout(grace, here.worker.wait_empty()).await;
 }
 
 /// One session's share of a worker's load.
 #[derive(Debug)]
-pub(super) struct Load {
-    worker: usize,
-    sessions: IntGauge,
-}
+pub(super) struct Load(Arc<Worker>);
 
 impl Load {
     /// The worker's number.
     pub(super) fn worker(&self) -> usize {
-        self.worker
+        self.0.number
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.sessions.dec();
+        self.0.sessions.dec();
+        self.0.ended.notify_one();
     }
 }
 
@@ -198,26 +204,27 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "as sessions are")]
     fn a_session_that_panics_takes_no_other_with_it() {
         let sessions = IntGauge::new("sessions", "Sessions.").unwrap();
-        let worker = Worker { number: 0, queue: mpsc::channel(1).0, sessions: sessions.clone() };
-        let tracker = TaskTracker::new();
+        let (queue, _) = mpsc::channel(1);
+        let ended = Notify::new();
+        let worker = Arc::new(Worker { number: 0, queue, sessions: sessions.clone(), ended });
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let load = worker.add_load();
-            tracker.spawn(async move {
+            tokio::spawn(async move {
                 let _load = load;
                 panic!("as it should");
             });
             let load = worker.add_load();
-            let other = tracker.spawn(async move {
+            let other = tokio::spawn(async move {
                 tokio::task::yield_now().await;
                 drop(load);
                 "has gone on"
             });
             assert_eq!(other.await.unwrap(), "has gone on");
-            tracker.close();
-            tracker.wait().await;
+            worker.wait_empty().await;
         });
         assert_eq!(sessions.get(), 0, "the load of both is given back");
     }

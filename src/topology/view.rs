@@ -136,7 +136,7 @@ pub struct Served {
 #[derive(Clone, Debug)]
 pub enum Verdict {
     /// This backend.
-    Serve(Served),
+    Serve(Arc<Served>),
     /// Nothing yet, and why.
     Hold(Reason),
     /// Nothing, and why.
@@ -154,7 +154,7 @@ impl Verdict {
     }
 
     /// The served backend, if one is.
-    pub fn served(&self) -> Option<&Served> {
+    pub fn served(&self) -> Option<&Arc<Served>> {
         match self {
             Self::Serve(served) => Some(served),
             Self::Hold(_) | Self::Refuse(_) => None,
