@@ -77,7 +77,12 @@ impl Workers {
         let mut ended = Vec::new();
         for (worker, jobs) in workers.0.iter().zip(queues) {
             let (ending, end) = oneshot::channel();
-            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            // What other threads wake goes first: sessions whose lease is revoked, before any other
+            // moves a byte and before new ones are accepted.
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .global_queue_interval(1)
+                .build()?;
             let number = worker.number;
             let here = Here { worker: worker.clone(), workers: workers.clone() };
             let stop = stop.clone();
