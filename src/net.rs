@@ -26,7 +26,8 @@ const BACKLOG: i32 = 4096;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A client that acknowledges nothing for so long has vanished.
+/// A client that acknowledges nothing, or takes nothing more of what waits for it, for so long has
+/// vanished: Linux counts a receiver that keeps its window shut in with the silent ones.
 const VANISHED: Duration = Duration::from_secs(90);
 
 /// How long to wait for descriptors or memory to come back; less than a second.

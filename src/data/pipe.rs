@@ -4,12 +4,14 @@ use std::{
     cell::{Cell, RefCell},
     io,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::{
     io::Errno,
     pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
 };
+use tokio::time::Instant;
 
 /// What a pipe is asked to hold. It may hold more, as it counts pieces, not bytes.
 const CAPACITY: usize = 256 * 1024;
@@ -17,9 +19,14 @@ const CAPACITY: usize = 256 * 1024;
 /// Pipes that one worker has at the most; flows that get none copy.
 const MAX: usize = 32;
 
+/// Before the system is asked again that gave none.
+const PAUSE: Duration = Duration::from_secs(1);
+
 thread_local! {
     static IDLE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
     static COUNT: Cell<usize> = const { Cell::new(0) };
+    /// The system gave none then.
+    static REFUSED: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// A pipe of this worker, and what is in it.
@@ -36,15 +43,21 @@ impl Pipe {
         if let Some(pipe) = IDLE.with_borrow_mut(Vec::pop) {
             return Some(pipe);
         }
-        if COUNT.get() >= MAX {
+        if COUNT.get() >= MAX || REFUSED.get().is_some_and(|at| at.elapsed() < PAUSE) {
             return None;
         }
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
-        // The system keeps the pipes of a user who has many small: they would cost more than they
-        // save.
-        fcntl_setpipe_size(&writer, CAPACITY).ok()?;
+        let pipe = Self::new().ok();
+        REFUSED.set(pipe.is_none().then(Instant::now));
+        pipe
+    }
+
+    fn new() -> rustix::io::Result<Self> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // The system keeps the pipes of a user who has many small (`fs.pipe-user-pages-soft`): they
+        // would cost more than they save.
+        fcntl_setpipe_size(&writer, CAPACITY)?;
         COUNT.set(COUNT.get() + 1);
-        Some(Self { reader, writer, held: 0 })
+        Ok(Self { reader, writer, held: 0 })
     }
 
     /// For the next flow that needs one. Must be empty.

@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,7 +14,7 @@ use tokio::{
     net::TcpStream,
     select,
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -23,9 +26,12 @@ use crate::{
 /// one that it has closed before is noticed and not used.
 const MAX_AGE: Duration = Duration::from_secs(10);
 
-/// Before the next try when a connection could not be made. Whether the backend lives is for the
-/// checks to find out.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Before the next try when a connection could not be made, or the backend has closed one that
+/// waited, as it does at its `maxclients`. Whether it lives is for the checks to find out.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// How often to look for connections that are too old, or that the backend has closed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The spare connections of a pool, and how they are made.
 #[derive(Debug)]
@@ -46,6 +52,8 @@ struct Shelf {
     /// The oldest first.
     spares: Mutex<VecDeque<Spare>>,
     taken: Notify,
+    /// A client found one that the backend had closed.
+    found_closed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -69,6 +77,7 @@ impl Spares {
             size: count / workers + usize::from(worker < count % workers),
             spares: Mutex::default(),
             taken: Notify::new(),
+            found_closed: AtomicBool::new(false),
         };
         let shelves = (0..workers).map(shelf).collect();
         Self { view, connect_timeout, tuning, shelves, ready }
@@ -85,7 +94,9 @@ impl Spares {
         while let Some(spare) = spares.pop_front() {
             self.ready.dec();
             shelf.taken.notify_one();
-            if spare.lease.is(lease) && net::is_untouched(&spare.backend) {
+            if !net::is_untouched(&spare.backend) {
+                shelf.found_closed.store(true, Ordering::Relaxed);
+            } else if spare.lease.is(lease) {
                 return Some(spare.backend);
             }
         }
@@ -110,6 +121,7 @@ impl Spares {
                     () = self.fill(shelf, served) => {}
                 }
                 self.discard(shelf, |_| true);
+                shelf.found_closed.store(false, Ordering::Relaxed);
             }
             if view.changed().await.is_err() {
                 return;
@@ -120,8 +132,12 @@ impl Spares {
     async fn fill(&self, shelf: &Shelf, served: &Served) {
         loop {
             self.discard(shelf, |spare| spare.since.elapsed() >= MAX_AGE);
-            let missing = shelf.size > shelf.lock().len();
-            if missing {
+            let closed = self.discard(shelf, |spare| !net::is_untouched(&spare.backend));
+            if shelf.found_closed.swap(false, Ordering::Relaxed) || closed > 0 {
+                sleep(PAUSE).await;
+                continue;
+            }
+            if shelf.size > shelf.lock().len() {
                 let connecting = net::connect(served.address, &self.tuning);
                 match timeout(self.connect_timeout, connecting).await {
                     Ok(Ok(backend)) => {
@@ -133,20 +149,18 @@ impl Spares {
                 }
                 continue;
             }
-            let first = shelf.lock().front().map_or_else(Instant::now, |spare| spare.since);
-            select! {
-                () = shelf.taken.notified() => {}
-                () = sleep_until(first + MAX_AGE) => {}
-            }
+            let _ = timeout(LOOK, shelf.taken.notified()).await;
         }
     }
 
-    fn discard(&self, shelf: &Shelf, is_useless: impl Fn(&Spare) -> bool) {
+    /// Tells how many there were.
+    fn discard(&self, shelf: &Shelf, is_useless: impl Fn(&Spare) -> bool) -> i64 {
         let mut spares = shelf.lock();
-        while spares.front().is_some_and(&is_useless) {
-            spares.pop_front();
-            self.ready.dec();
-        }
+        let before = spares.len();
+        spares.retain(|spare| !is_useless(spare));
+        let count = i64::try_from(before - spares.len()).unwrap_or(i64::MAX);
+        self.ready.sub(count);
+        count
     }
 }
 

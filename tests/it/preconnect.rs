@@ -79,6 +79,28 @@ fn a_connection_that_redis_has_closed_is_not_used() {
 }
 
 #[test]
+fn a_master_that_is_full_is_not_asked_again_and_again() {
+    let node = Node::start(&["maxclients 10"]);
+    let mut asking = node.client();
+    let mut rejected = || {
+        let stats = asking.call(&["INFO", "stats"]).unwrap().text();
+        let count = |line: &str| line.strip_prefix("rejected_connections:")?.parse().ok();
+        stats.lines().find_map(count).unwrap()
+    };
+    let config = with_preconnect(&config(&[node.address()], None), 50);
+    let rolegate = Rolegate::start_ready(&format!("{config}workers: 1\n"));
+    eventually("the node is full", || (rejected() >= 40).then_some(()));
+    eventually("what was rejected does not wait", || (ready(&rolegate) <= 10.0).then_some(()));
+    let before: i64 = rejected();
+    for _ in 0..20 {
+        let _ = rolegate.client().call(&["PING"]);
+    }
+    // One each of those clients who find no room, and one more filling of the shelf.
+    let more = rejected() - before;
+    assert!(more <= 20 + 50, "{more}");
+}
+
+#[test]
 fn a_master_that_is_lost_takes_the_waiting_connections_with_it() {
     let mut node = Node::start(&[]);
     let config = with_preconnect(&config(&[node.address()], None), 4);
