@@ -36,8 +36,8 @@ pub fn run(rounds: usize) -> Vec<String> {
         missed.push(format!("basics: {POOLS} pools: {share:.1} % of a core"));
     }
     let (idle, total) = idle();
-    println!("| memory of {IDLE} idle sessions | 4096 KiB | {idle} KiB (process: {total} KiB) |");
-    if idle > 4096 {
+    println!("| memory of {IDLE} idle sessions | 1536 KiB | {idle} KiB (process: {total} KiB) |");
+    if idle > 1536 {
         missed.push(format!("basics: memory of {IDLE} idle sessions: {idle} KiB"));
     }
     missed
