@@ -29,7 +29,7 @@ fn running_out_of_descriptors_does_not_end_the_listener() {
 }
 
 #[test]
-fn a_thousand_idle_sessions_cost_less_than_4_mb() {
+fn a_thousand_idle_sessions_cost_less_than_2_mb() {
     let node = Node::start(&[]);
     let rolegate = Rolegate::start_ready(&config(&[node.address()], None));
     // The buffers of the workers are no session's.
@@ -39,7 +39,8 @@ fn a_thousand_idle_sessions_cost_less_than_4_mb() {
     let mut idle: Vec<Client> = (0..1000).map(|_| rolegate.client()).collect();
     idle.iter_mut().for_each(|client| drop(client.call(&["PING"]).unwrap()));
     let grown = rolegate.memory().saturating_sub(before);
-    assert!(grown < 4096, "{grown} KiB");
+    // The bench holds it at 1.5.
+    assert!(grown < 2048, "{grown} KiB");
     println!("1,000 idle sessions: {grown} KiB");
 }
 
