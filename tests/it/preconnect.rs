@@ -89,7 +89,7 @@ fn a_master_that_is_full_is_not_asked_again_and_again() {
     };
     let config = with_preconnect(&config(&[node.address()], None), 50);
     let rolegate = Rolegate::start_ready(&format!("{config}workers: 1\n"));
-    eventually("the node is full", || (rejected() >= 40).then_some(()));
+    eventually("the node is full", || (rejected() > 0).then_some(()));
     eventually("what was rejected does not wait", || (ready(&rolegate) <= 10.0).then_some(()));
     let before: i64 = rejected();
     for _ in 0..20 {
