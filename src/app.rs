@@ -1,16 +1,26 @@
 //! Wires everything from a [`Config`]: what starts in which order, and what stops in which.
 
+mod budget;
+
 use std::{io, net::TcpListener, num::NonZero, sync::Arc, thread, time::Duration};
 
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::budget::Budget;
 use crate::{
     admin,
-    config::{Bind, Config, Pool},
+    config::{Bind, Config, DEFAULT_MAX_CONNECTIONS, Pool},
     control::monitor::Monitor,
-    data::{hold::Holds, listener, session::Shared, spare::Spares, worker::Workers},
+    data::{
+        gate::{Gate, Total},
+        hold::Holds,
+        listener,
+        session::Shared,
+        spare::Spares,
+        worker::Workers,
+    },
     lifecycle::{self, Signals},
     metrics::Metrics,
     net::{self, Tuning},
@@ -37,6 +47,19 @@ pub enum AppError {
         /// The system's reason.
         error: io::Error,
     },
+    /// The limit of open files is too low for the clients of the config.
+    #[error(
+        "cannot serve {wanted} clients (max_connections): that takes {needed} open files, and this process may have \
+         {limit}; raise its limit (LimitNOFILE, ulimit -Hn), or lower max_connections"
+    )]
+    Descriptors {
+        /// Clients.
+        wanted: u64,
+        /// Open files for them and all else.
+        needed: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// A metric is defined twice.
     #[error("defect of rolegate: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -61,6 +84,18 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let metrics = Arc::new(Metrics::new(count)?);
 
     // Everything that can be refused is asked for before anything runs.
+    let limit = net::raise_descriptor_limit();
+    let budget = Budget::new(&config, count, limit)?;
+    if config.max_connections.is_none() && budget.connections < DEFAULT_MAX_CONNECTIONS as usize {
+        warn!(
+            max_connections = budget.connections,
+            open_files = limit,
+            advice =
+                "raise the limit of open files (LimitNOFILE, ulimit -Hn), or set max_connections",
+            "fewer clients than usual may come at once"
+        );
+    }
+    let total = Arc::new(Total::new(budget.connections));
     if let Some(name) = &config.congestion {
         net::try_congestion(name)
             .map_err(|error| AppError::Congestion { name: name.clone(), error })?;
@@ -78,7 +113,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         }
         None => None,
     };
-    net::raise_descriptor_limit();
 
     let mut control = JoinSet::new();
     let mut pools = Vec::new();
@@ -100,7 +134,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         });
     };
     let loads = (0..count).map(|number| metrics.worker(number)).collect();
-    let (workers, ends) = Workers::start(loads, &draining, config.shutdown_timeout)?;
+    let (workers, ends) = Workers::start(loads, &draining, config.shutdown_timeout, budget.pipes)?;
     for (number, end) in ends.into_iter().enumerate() {
         watch(format!("data worker {number}"), end);
     }
@@ -142,6 +176,13 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             tuning: tuning(pool, &config),
             lease_patience: pool.check.lease_patience(),
             spares: spares[listener.pool].clone(),
+            gate: Arc::new(Gate::new(
+                listener.name.clone(),
+                total.clone(),
+                metrics.refusals(&listener.name),
+            )),
+            admission: listener.admission.clone(),
+            timeouts: listener.timeouts,
             hold: listener.hold,
             returns: returns.clone(),
             hints: published.hints.clone(),

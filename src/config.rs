@@ -1,6 +1,7 @@
 //! The configuration: a YAML file, read as it is written (`file`), then checked as a whole
 //! (`check`) into a [`Config`] that cannot be wrong.
 
+mod admission;
 mod check;
 mod file;
 mod pool;
@@ -19,10 +20,13 @@ use std::{
 use secrecy::SecretSlice;
 
 pub use self::units::{Bind, HostPort};
-use crate::topology::{Hold, OnUnexplainedHeir, Role};
+use crate::topology::{Admission, Hold, OnUnexplainedHeir, Role, Timeouts};
 
 /// The file that `rolegate` reads when none is named.
 pub const DEFAULT_FILE: &str = "proxy.yaml";
+
+/// Clients at once, where the config does not say and the limit of open files allows it.
+pub const DEFAULT_MAX_CONNECTIONS: u32 = 10_000;
 
 /// No configuration or password file may be larger, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -44,6 +48,9 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// TCP's congestion control, by its name in the system; the system's own choice if absent.
     pub congestion: Option<Arc<str>>,
+    /// Clients at once; [`DEFAULT_MAX_CONNECTIONS`], or as many as the limit of open files allows, if
+    /// absent.
+    pub max_connections: Option<NonZero<u32>>,
     /// Threads that run sessions; one for each core the process may use if absent.
     pub workers: Option<NonZero<u32>>,
 }
@@ -61,6 +68,10 @@ pub struct Listener {
     pub role: Role,
     /// What becomes of clients while no backend is served.
     pub hold: Hold,
+    /// Who may come in.
+    pub admission: Admission,
+    /// When sessions end on which nothing moves.
+    pub timeouts: Timeouts,
 }
 
 /// One name under `pools`.

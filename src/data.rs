@@ -1,6 +1,7 @@
 //! The data plane: moves bytes. It never looks at a reply, never decides, never resolves a name.
 
 mod flow;
+pub mod gate;
 pub mod hold;
 pub mod listener;
 mod pipe;

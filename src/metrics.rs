@@ -15,7 +15,7 @@ use prometheus::{
 };
 
 pub use self::handles::{
-    BackendMetrics, ListenerMetrics, Moved, PoolMetrics, SentinelMetrics, Tally,
+    BackendMetrics, ListenerMetrics, Moved, PoolMetrics, RefusalMetrics, SentinelMetrics, Tally,
 };
 
 use crate::topology::{Failure, Hint, Role, Rule};
@@ -54,6 +54,10 @@ pub enum CloseReason {
     ConnectFailed,
     /// The backend did not take the connection in time.
     ConnectTimeout,
+    /// Nothing moved for as long as the listener's idle_timeout.
+    IdleTimeout,
+    /// One side had closed, and nothing moved for as long as the listener's half_close_timeout.
+    HalfCloseTimeout,
     /// rolegate has no descriptor or local port left to connect with.
     NoResources,
     /// rolegate stopped.
@@ -64,7 +68,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::ClientClosed,
         Self::ClientReset,
         Self::BackendClosed,
@@ -75,6 +79,8 @@ impl CloseReason {
         Self::HoldFull,
         Self::ConnectFailed,
         Self::ConnectTimeout,
+        Self::IdleTimeout,
+        Self::HalfCloseTimeout,
         Self::NoResources,
         Self::Shutdown,
         Self::Internal,
@@ -93,9 +99,61 @@ impl CloseReason {
             Self::HoldFull => "hold_full",
             Self::ConnectFailed => "connect_failed",
             Self::ConnectTimeout => "connect_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::HalfCloseTimeout => "half_close_timeout",
             Self::NoResources => "no_resources",
             Self::Shutdown => "shutdown",
             Self::Internal => "internal",
+        }
+    }
+}
+
+/// Why a client was not let in. A closed set: each is a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// As many clients as the process may have are in.
+    MaxConnections,
+    /// As many as the listener may have.
+    ListenerMaxConnections,
+    /// As many as may come from this address.
+    SourceMaxConnections,
+    /// The listener's `allow` and `deny` keep this address out.
+    Denied,
+}
+
+impl Refusal {
+    /// Every reason.
+    pub const ALL: [Self; 4] = [
+        Self::MaxConnections,
+        Self::ListenerMaxConnections,
+        Self::SourceMaxConnections,
+        Self::Denied,
+    ];
+
+    /// The word for it in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MaxConnections => "max_connections",
+            Self::ListenerMaxConnections => "listener_max_connections",
+            Self::SourceMaxConnections => "source_max_connections",
+            Self::Denied => "denied",
+        }
+    }
+
+    /// What to do, for a log line.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::MaxConnections => {
+                "raise max_connections, and the limit of open files with it, or look for clients that \
+                 leak connections"
+            }
+            Self::ListenerMaxConnections => {
+                "raise the listener's max_connections, or look for clients that leak connections"
+            }
+            Self::SourceMaxConnections => {
+                "look for a leak at this client, or raise max_connections_per_source"
+            }
+            Self::Denied => "nothing, or add its network to allow, or take it out of deny",
         }
     }
 }
@@ -128,6 +186,7 @@ pub struct Metrics {
     workers: usize,
     closed: IntCounterVec,
     accept_errors: IntCounterVec,
+    refused: IntCounterVec,
     held: IntGaugeVec,
     held_total: IntCounterVec,
     hold_timeouts: IntCounterVec,
@@ -275,6 +334,11 @@ impl Metrics {
                 "Clients that could not be accepted: descriptors or memory ran out.",
                 &["listener"],
             )?,
+            refused: counter(
+                "rolegate_listener_refused_total",
+                "Clients that were not let in, by reason.",
+                &["listener", "reason"],
+            )?,
             held: gauge(
                 "rolegate_listener_held",
                 "Clients that wait for a backend to be served.",
@@ -373,6 +437,14 @@ impl Metrics {
     /// The sessions of one worker.
     pub fn worker(&self, number: usize) -> IntGauge {
         self.worker_sessions.with_label_values(&[&number.to_string()])
+    }
+
+    /// Clients that one listener does not let in.
+    pub fn refusals(&self, listener: &str) -> RefusalMetrics {
+        RefusalMetrics {
+            refused: Refusal::ALL
+                .map(|refusal| self.refused.with_label_values(&[listener, refusal.as_str()])),
+        }
     }
 
     /// The handles of one listener.

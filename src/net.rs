@@ -147,11 +147,12 @@ pub fn is_sent(stream: &TcpStream) -> bool {
     !matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
 }
 
-/// Raises the limit of open files as far as the system lets this process. Each session takes two.
-pub fn raise_descriptor_limit() {
+/// Raises the limit of open files as far as the system lets this process, and tells it.
+pub fn raise_descriptor_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    // Where it may not be raised, the old limit stays, and accepting waits at it.
+    // Where it may not be raised, the old limit stays.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// Whether an error means that this process or system ran out of something: no peer's fault.

@@ -1,12 +1,14 @@
 //! Plain data that both planes share: names, roles, what a check found, the rules, and the published
 //! View.
 
+mod admission;
 mod check;
 mod hint;
 mod rule;
 mod view;
 
 pub use self::{
+    admission::{Admission, Timeouts},
     check::{Answer, Failure, Role, State},
     hint::{Hint, Hints},
     rule::{Hold, OnUnexplainedHeir, Reason, Rule, VerdictKind},

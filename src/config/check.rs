@@ -35,6 +35,7 @@ impl Checker {
             "admin",
             "congestion",
             "log",
+            "max_connections",
             "shutdown_timeout",
             "state_dir",
             "workers",
@@ -58,6 +59,7 @@ impl Checker {
                 Duration::from_secs(10),
                 Duration::ZERO..=24 * HOUR,
             ),
+            max_connections: self.limit(&top, "max_connections"),
             congestion: top.get("congestion").and_then(|node| self.congestion(node)),
             workers: top
                 .get("workers")
@@ -82,9 +84,22 @@ impl Checker {
     fn listeners(&mut self, node: &Node, pools: &[Pool]) -> (Vec<Listener>, Vec<(Bind, String)>) {
         let mut listeners = Vec::new();
         let mut bound = Vec::new();
+        let known = [
+            "bind",
+            "pool",
+            "role",
+            "hold",
+            "max_connections",
+            "max_connections_per_source",
+            "accept_rate",
+            "allow",
+            "deny",
+            "idle_timeout",
+            "half_close_timeout",
+        ];
         for (name, node) in self.named(node, "listeners", "listener") {
             let path = join("listeners", &name);
-            let Some(section) = self.section(node, &path, &["bind", "pool", "role", "hold"]) else {
+            let Some(section) = self.section(node, &path, &known) else {
                 continue;
             };
             let binds = match self.required(&section, "bind") {
@@ -105,8 +120,9 @@ impl Checker {
                 self.choice(node, &section.at("role"), &[("master", Role::Master)])
             });
             let hold = self.hold(section.get("hold"), &section.at("hold"));
+            let (admission, timeouts) = (self.admission(&section), self.timeouts(&section));
             if let (Some(pool), Some(role)) = (pool, role) {
-                listeners.push(Listener { name, binds, pool, role, hold });
+                listeners.push(Listener { name, binds, pool, role, hold, admission, timeouts });
             }
         }
         (listeners, bound)

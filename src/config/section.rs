@@ -3,7 +3,7 @@
 //! A message says what is wrong, what was found and what is allowed. None shows text with an `@`,
 //! which may be a URL with a password.
 
-use std::{collections::HashSet, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{collections::HashSet, num::NonZero, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use super::{
     HostPort,
@@ -13,6 +13,9 @@ use super::{
 
 pub(super) const MS: Duration = Duration::from_millis(1);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
+
+/// No limit is larger.
+const MAX_LIMIT: u32 = 10_000_000;
 
 /// A name that the user gives is not longer, in bytes.
 const MAX_NAME: usize = 64;
@@ -220,6 +223,12 @@ impl Checker {
             self.fault(node.id, message);
             default
         })
+    }
+
+    /// A count from 1 that nothing bounds unless it is there.
+    pub(super) fn limit(&mut self, section: &Section<'_>, key: &str) -> Option<NonZero<u32>> {
+        section.get(key)?;
+        NonZero::new(self.count(section, key, 1, 1..=MAX_LIMIT))
     }
 
     pub(super) fn flag(&mut self, section: &Section<'_>, key: &str, default: bool) -> bool {

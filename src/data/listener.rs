@@ -40,13 +40,18 @@ impl Listener<TcpListener> {
         let mut failing = false;
         loop {
             for _ in 0..TURN {
+                if let Some(rate) = shared.admission.accept_rate {
+                    shared.gate.turn(rate).await;
+                }
                 match socket.accept().await {
                     Ok((client, peer)) => {
                         if failing {
                             failing = false;
                             info!(listener = &*shared.listener, "accepts clients again");
                         }
-                        let session = Session::new(client, peer, shared.clone());
+                        let Some(session) = Session::admit(client, peer, &shared) else {
+                            continue;
+                        };
                         if shared.view.borrow().verdict.served().is_some() {
                             here.take(session);
                         } else {

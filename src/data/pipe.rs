@@ -17,7 +17,7 @@ use tokio::time::Instant;
 const CAPACITY: usize = 256 * 1024;
 
 /// Pipes that one worker has at the most; flows that get none copy.
-const MAX: usize = 32;
+pub(super) const MAX: usize = 32;
 
 /// Before the system is asked again that gave none.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -25,6 +25,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 thread_local! {
     static IDLE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
     static COUNT: Cell<usize> = const { Cell::new(0) };
+    static ALLOWED: Cell<usize> = const { Cell::new(MAX) };
     /// The system gave none then.
     static REFUSED: Cell<Option<Instant>> = const { Cell::new(None) };
 }
@@ -38,12 +39,17 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
+    /// From now on this worker has so many at the most.
+    pub(super) fn allow(count: usize) {
+        ALLOWED.set(count.min(MAX));
+    }
+
     /// An empty one; `None` where the worker has enough, or the system gives none.
     pub(super) fn take() -> Option<Self> {
         if let Some(pipe) = IDLE.with_borrow_mut(Vec::pop) {
             return Some(pipe);
         }
-        if COUNT.get() >= MAX || REFUSED.get().is_some_and(|at| at.elapsed() < PAUSE) {
+        if COUNT.get() >= ALLOWED.get() || REFUSED.get().is_some_and(|at| at.elapsed() < PAUSE) {
             return None;
         }
         let pipe = Self::new().ok();

@@ -11,7 +11,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWrite},
     net::TcpStream,
     task::yield_now,
-    time::{Instant, Sleep, sleep, timeout_at},
+    time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 
 use super::{
@@ -37,6 +37,16 @@ const STALL_LOOK: Duration = Duration::from_millis(5);
 /// How often to look whether our kernel has sent all of them.
 const DELIVERY_LOOK: Duration = Duration::from_millis(2);
 
+/// What few sessions wait for.
+#[derive(Debug, Default)]
+struct Timers {
+    /// Until then nothing is passed on, because the lease rests on checks that are too old.
+    stalled: Option<Pin<Box<Sleep>>>,
+    /// When something moved last, and when to look whether that was too long ago. Only where the
+    /// listener has a timeout for the state that the session is in.
+    quiet: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
 /// A session's two sockets, and what is under way between them.
 #[derive(Debug)]
 pub(super) struct Relay<'a> {
@@ -49,8 +59,7 @@ pub(super) struct Relay<'a> {
     /// The session's own count, and its worker's.
     moved: &'a mut Moved,
     tally: &'a Tally,
-    /// Until when nothing is passed on, because the lease rests on checks that are too old.
-    stalled: Option<Pin<Box<Sleep>>>,
+    timers: Option<Box<Timers>>,
     /// The side whose FIN came first.
     first_closed: Option<CloseReason>,
     /// Nothing waited in our kernel when the backend's FIN was passed on.
@@ -75,7 +84,7 @@ impl<'a> Relay<'a> {
             shared,
             moved,
             tally,
-            stalled: None,
+            timers: None,
             first_closed: None,
             sent_before_fin: false,
         }
@@ -105,20 +114,51 @@ impl<'a> Relay<'a> {
             return None;
         };
         self.first_closed = Some(first);
+        // Another timeout holds from now on.
+        if let Some(timers) = &mut self.timers {
+            timers.quiet = None;
+        }
         match Pin::new(to).poll_shutdown(cx) {
             Poll::Ready(Err(_)) => Some(broken),
             _ => None,
         }
     }
 
+    /// Whether nothing has moved for as long as the listener allows. If not, looks again in time.
+    fn has_timed_out(&mut self, cx: &mut Context<'_>, moved: bool) -> Option<CloseReason> {
+        let timeouts = &self.shared.timeouts;
+        let (limit, reason) = match self.first_closed {
+            None => (timeouts.idle, CloseReason::IdleTimeout),
+            Some(_) => (timeouts.half_close, CloseReason::HalfCloseTimeout),
+        };
+        if limit.is_zero() {
+            return None;
+        }
+        let now = Instant::now();
+        let quiet = &mut self.timers.get_or_insert_default().quiet;
+        let (last, sleep) = quiet.get_or_insert_with(|| (now, Box::pin(sleep_until(now + limit))));
+        if moved {
+            *last = now;
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            let end = *last + limit;
+            if end <= now {
+                return Some(reason);
+            }
+            sleep.as_mut().reset(end);
+        }
+        None
+    }
+
     /// Whether checks have confirmed the lease of late. If not, looks again soon.
     fn is_confirmed(&mut self, cx: &mut Context<'_>) -> bool {
         while self.revoked.lease().unconfirmed_for() > self.shared.lease_patience {
-            let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL_LOOK)));
-            if stalled.as_mut().poll(cx).is_pending() {
+            let stalled = &mut self.timers.get_or_insert_default().stalled;
+            let look = stalled.get_or_insert_with(|| Box::pin(sleep(STALL_LOOK)));
+            if look.as_mut().poll(cx).is_pending() {
                 return false;
             }
-            self.stalled = None;
+            *stalled = None;
         }
         true
     }
@@ -196,6 +236,9 @@ impl Future for Relay<'_> {
             _ => {}
         }
         if let Some(end) = this.pass_fin(cx) {
+            return Poll::Ready(end);
+        }
+        if let Some(end) = this.has_timed_out(cx, turn.up + turn.down > 0) {
             return Poll::Ready(end);
         }
         let is_over = |flow: &Flow, poll: &Poll<_>| poll.is_ready() && !flow.has_ended();

@@ -19,11 +19,11 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{hold::Returns, relay::Relay, spare::Spares, worker::Load};
+use super::{gate::Gate, hold::Returns, relay::Relay, spare::Spares, worker::Load};
 use crate::{
     metrics::{CloseReason, ListenerMetrics, Moved},
     net::{self, Tuning},
-    topology::{Hint, Hints, Hold, Revoked, Served, View},
+    topology::{Admission, Hint, Hints, Hold, Revoked, Served, Timeouts, View},
 };
 
 /// The share of the connect_timeout that the first attempt has; each one after has twice as much.
@@ -54,6 +54,12 @@ pub struct Shared {
     pub lease_patience: Duration,
     /// Connections that wait for clients.
     pub spares: Arc<Spares>,
+    /// Counts its clients, and lets them in.
+    pub gate: Arc<Gate>,
+    /// Who may come in.
+    pub admission: Admission,
+    /// When a session ends on which nothing moves.
+    pub timeouts: Timeouts,
     /// What becomes of clients while no backend is served.
     pub hold: Hold,
     /// How they get there.
@@ -77,23 +83,37 @@ pub(super) struct Session<S = TcpStream> {
 pub(super) type Parked = Session<StdTcpStream>;
 
 impl Session {
-    /// Counts the client from now on, wherever it waits.
-    pub(super) fn new(client: TcpStream, peer: SocketAddr, shared: Arc<Shared>) -> Self {
+    /// Counts the client from now on, wherever it waits. `None` if it may not come in, which resets
+    /// it.
+    pub(super) fn admit(client: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> Option<Self> {
+        let (gate, rules) = (&shared.gate, &shared.admission);
+        let entered = gate
+            .enter(rules)
+            .and_then(|()| gate.enter_source(peer.ip(), rules).inspect_err(|_| gate.leave()));
+        let is_source_counted = match entered {
+            Ok(is_source_counted) => is_source_counted,
+            Err(refusal) => {
+                net::reset(client);
+                gate.refuse(refusal, peer.ip());
+                return None;
+            }
+        };
         shared.metrics.sessions.inc();
         shared.metrics.sessions_total.inc();
         let account = Account {
-            shared,
+            shared: shared.clone(),
             peer: (peer.ip(), peer.port()),
             served: None,
             opened: Instant::now(),
             moved: Moved::default(),
             held_after: None,
             is_held: false,
+            is_source_counted,
             dismissed: None,
             // Unless something better is known when it is dropped.
             reason: CloseReason::Shutdown,
         };
-        Self { client, account }
+        Some(Self { client, account })
     }
 
     /// Leaves the worker. `None` if the system does not let it go, which closes it.
@@ -238,6 +258,8 @@ struct Account {
     held_after: Option<u32>,
     /// It is counted among those who wait.
     is_held: bool,
+    /// It is counted among those from its address.
+    is_source_counted: bool,
     /// It is only to be told why there is no backend, and closed.
     dismissed: Option<CloseReason>,
     reason: CloseReason,
@@ -334,6 +356,10 @@ impl Drop for Account {
     fn drop(&mut self) {
         let reason = if std::thread::panicking() { CloseReason::Internal } else { self.reason };
         self.leave_hold();
+        self.shared.gate.leave();
+        if self.is_source_counted {
+            self.shared.gate.leave_source(self.peer.0);
+        }
         self.shared.metrics.sessions.dec();
         self.shared.metrics.session_closed(reason);
         debug!(

@@ -14,12 +14,16 @@ use tracing::error;
 
 use super::{
     listener::Listener,
+    pipe::{self, Pipe},
     session::{Parked, Session},
     spare::Spares,
 };
 
 /// Sessions that wait for a worker at the most.
 const QUEUE: usize = 1024;
+
+/// Pipes for bulk that a worker has use for. Each has two descriptors.
+pub const MAX_PIPES: usize = pipe::MAX;
 
 /// The sending side of all workers.
 #[derive(Clone, Debug)]
@@ -58,12 +62,13 @@ enum Job {
 
 impl Workers {
     /// Starts a thread for each of these gauges, which show its sessions. Each goes on until `stop`,
-    /// then for `grace` or until its last session has ended, and then cuts what is left. The
-    /// receivers resolve when a thread ends.
+    /// then for `grace` or until its last session has ended, and then cuts what is left. Each has so
+    /// many `pipes` at the most. The receivers resolve when a thread ends.
     pub fn start(
         sessions: Vec<IntGauge>,
         stop: &CancellationToken,
         grace: Duration,
+        pipes: usize,
     ) -> io::Result<(Self, Vec<oneshot::Receiver<()>>)> {
         let (workers, queues): (Vec<_>, Vec<_>) = sessions
             .into_iter()
@@ -87,6 +92,7 @@ impl Workers {
             let here = Here { worker: worker.clone(), workers: workers.clone() };
             let stop = stop.clone();
             thread::Builder::new().name(format!("rolegate-data-{number}")).spawn(move || {
+                Pipe::allow(pipes);
                 runtime.block_on(work(here, jobs, stop, grace));
                 // Cuts the sessions that are left.
                 drop(runtime);

@@ -11,7 +11,7 @@ use std::{
 
 use prometheus::{Counter, Histogram, IntCounter, IntGauge};
 
-use super::CloseReason;
+use super::{CloseReason, Refusal};
 use crate::topology::{Failure, Hint, Role, Rule};
 
 /// See [`super::Metrics::pool`].
@@ -172,5 +172,18 @@ impl ListenerMetrics {
                 counter.inc();
             }
         }
+    }
+}
+
+/// See [`super::Metrics::refusals`].
+#[derive(Debug)]
+pub struct RefusalMetrics {
+    pub(super) refused: [IntCounter; Refusal::ALL.len()],
+}
+
+impl RefusalMetrics {
+    /// Counts a client that was not let in.
+    pub fn refused(&self, refusal: Refusal) {
+        self.refused[refusal as usize].inc();
     }
 }

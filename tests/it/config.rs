@@ -52,6 +52,20 @@ fn every_error_has_its_place_and_words() {
             &["pools.main.check.fast_interval is out of range: found \"30ms\"", "from 1ms to 20ms"],
         ),
         (
+            listener("bind: 127.0.0.1:6379, pool: main, max_connections: 0"),
+            &[
+                "listeners.redis.max_connections is not a count: found 0; allowed is a number from 1",
+            ],
+        ),
+        (
+            listener("bind: 127.0.0.1:6379, pool: main, allow: [10.0.0.1/8, x], deny: []"),
+            &[
+                "listeners.redis.allow is not a network: found \"10.0.0.1/8\"",
+                "found \"x\"; allowed are addresses and networks such as 10.0.0.0/8",
+                "listeners.redis.deny is empty",
+            ],
+        ),
+        (
             pool("    on_unexplained_heir: wait\n"),
             &["6:26: pools.main.on_unexplained_heir is unknown", "allowed are hold, keep, follow"],
         ),
@@ -275,6 +289,12 @@ fn good_configs_of_every_kind() {
         GOOD.replace("127.0.0.1:6379", "\"[::ffff:127.0.0.1]:6379\""),
         format!("{GOOD}    auth: {{ password_file: {} }}\n", secret.display()),
         format!("{GOOD}    auth: {{ username: u, password_env: IT_SET }}\n"),
+        GOOD.replace(
+            "pool: main",
+            "pool: main, max_connections: 9, max_connections_per_source: 2, accept_rate: 100, \
+             allow: [10.0.0.0/8, \"::1\"], deny: 10.1.0.0/16, idle_timeout: 1h, half_close_timeout: 0s",
+        ),
+        format!("{GOOD}max_connections: 5000\n"),
         GOOD.replace("127.0.0.1:6379", "\"*:6379\""),
         GOOD.replace("127.0.0.1:6379", "\"[::]:6379\""),
         GOOD.replace("127.0.0.1:6379", "[127.0.0.1:6379, \"[::1]:6379\"]"),

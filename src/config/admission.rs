@@ -1,0 +1,92 @@
+//! Who may come into a listener, and how long sessions may be idle.
+
+use std::{net::IpAddr, slice, time::Duration};
+
+use ipnet::IpNet;
+
+use super::{
+    file::{Node, Value},
+    section::{Checker, HOUR, Section, found},
+};
+use crate::topology::{Admission, Timeouts};
+
+/// Clients rarely half-close, and those that do have little to wait for: Redis closes as well.
+const HALF_CLOSE: Duration = Duration::from_secs(60);
+
+impl Checker {
+    pub(super) fn admission(&mut self, listener: &Section<'_>) -> Admission {
+        Admission {
+            max_connections: self.limit(listener, "max_connections"),
+            max_connections_per_source: self.limit(listener, "max_connections_per_source"),
+            accept_rate: self.limit(listener, "accept_rate"),
+            allow: self.networks(listener, "allow"),
+            deny: self.networks(listener, "deny"),
+        }
+    }
+
+    pub(super) fn timeouts(&mut self, listener: &Section<'_>) -> Timeouts {
+        let range = || Duration::ZERO..=24 * HOUR;
+        Timeouts {
+            idle: self.duration(listener, "idle_timeout", Duration::ZERO, range()),
+            half_close: self.duration(listener, "half_close_timeout", HALF_CLOSE, range()),
+        }
+    }
+
+    /// A list of networks, or one.
+    pub(super) fn networks(&mut self, section: &Section<'_>, key: &str) -> Vec<IpNet> {
+        let nodes = match section.get(key) {
+            None => return Vec::new(),
+            Some(Node { value: Value::List(nodes), id }) => {
+                if nodes.is_empty() {
+                    let message = format!("{} is empty; name a network", section.at(key));
+                    self.fault(*id, message);
+                }
+                nodes.as_slice()
+            }
+            Some(node) => slice::from_ref(node),
+        };
+        let networks = nodes.iter().filter_map(|node| self.network(node, &section.at(key)));
+        networks.collect()
+    }
+
+    fn network(&mut self, node: &Node, path: &str) -> Option<IpNet> {
+        let network = match &node.value {
+            Value::Text(text) => parse_network(text),
+            _ => None,
+        };
+        if network.is_none() {
+            let message = format!(
+                "{path} is not a network: found {}; allowed are addresses and networks such as \
+                 10.0.0.0/8, \"fd00::/8\" and 192.0.2.1",
+                found(node)
+            );
+            self.fault(node.id, message);
+        }
+        network
+    }
+}
+
+/// `10.0.0.0/8`, or one address. One with bits set beyond its prefix is a slip.
+fn parse_network(text: &str) -> Option<IpNet> {
+    match text.parse::<IpNet>() {
+        Ok(network) => Some(network).filter(|network| network.trunc() == *network),
+        Err(_) => text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical().into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_as_people_write_them() {
+        for right in ["10.0.0.0/8", "0.0.0.0/0", "fd00::/8", "::/0"] {
+            assert_eq!(parse_network(right).unwrap().to_string(), right);
+        }
+        assert_eq!(parse_network("192.0.2.1").unwrap().to_string(), "192.0.2.1/32");
+        assert_eq!(parse_network("::ffff:192.0.2.1").unwrap().to_string(), "192.0.2.1/32");
+        for wrong in ["", "10.0.0.1/8", "10.0.0.0/33", "10.0.0", "localhost", "10.0.0.0/"] {
+            assert_eq!(parse_network(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Lets clients in or not: counts them, and keeps to the rules of their listener.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    num::NonZero,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+use tracing::warn;
+
+use crate::{
+    metrics::{Refusal, RefusalMetrics},
+    topology::Admission,
+};
+
+/// Refused clients have one log line in so long.
+const LOG_GAP: Duration = Duration::from_secs(1);
+
+/// What of an accept rate may come at once: this share of a second.
+const BURST: Duration = Duration::from_millis(100);
+
+/// The clients of all listeners.
+#[derive(Debug)]
+pub struct Total {
+    open: AtomicUsize,
+    max: AtomicUsize,
+}
+
+impl Total {
+    /// Lets so many in.
+    pub fn new(max: usize) -> Self {
+        Self { open: AtomicUsize::new(0), max: AtomicUsize::new(max) }
+    }
+
+    /// From now on so many; those who are in stay.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
+    }
+}
+
+/// The way into one listener, which also those take who come after a change of its rules.
+#[derive(Debug)]
+pub struct Gate {
+    listener: Arc<str>,
+    total: Arc<Total>,
+    open: AtomicUsize,
+    /// How many there are from each address. Only counted where that is limited.
+    sources: Mutex<HashMap<IpAddr, u32>>,
+    opened: Instant,
+    /// Before this the accept rate lets nobody in, in microseconds since it was opened.
+    next: AtomicU64,
+    refusals: Mutex<Refusals>,
+    metrics: RefusalMetrics,
+}
+
+/// Those that no log line has told of.
+#[derive(Debug, Default)]
+struct Refusals {
+    untold: u64,
+    told: Option<Instant>,
+}
+
+impl Gate {
+    /// Nobody is in.
+    pub fn new(listener: Arc<str>, total: Arc<Total>, metrics: RefusalMetrics) -> Self {
+        Self {
+            listener,
+            total,
+            open: AtomicUsize::new(0),
+            sources: Mutex::default(),
+            opened: Instant::now(),
+            next: AtomicU64::new(0),
+            refusals: Mutex::default(),
+            metrics,
+        }
+    }
+
+    /// Takes a client in, who has to [`Self::leave`].
+    pub(super) fn enter(&self, rules: &Admission) -> Result<(), Refusal> {
+        let max = rules.max_connections.map_or(usize::MAX, as_size);
+        if !take_place(&self.open, max) {
+            return Err(Refusal::ListenerMaxConnections);
+        }
+        if !take_place(&self.total.open, self.total.max.load(Ordering::Relaxed)) {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refusal::MaxConnections);
+        }
+        Ok(())
+    }
+
+    pub(super) fn leave(&self) {
+        self.total.open.fetch_sub(1, Ordering::Relaxed);
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether a client may come from this address. If it is counted there, which the answer tells,
+    /// it has to [`Self::leave_source`].
+    pub(super) fn enter_source(&self, source: IpAddr, rules: &Admission) -> Result<bool, Refusal> {
+        if !rules.permits(source) {
+            return Err(Refusal::Denied);
+        }
+        let Some(max) = rules.max_connections_per_source else {
+            return Ok(false);
+        };
+        let mut sources = lock(&self.sources);
+        let count = sources.entry(source.to_canonical()).or_default();
+        if *count >= max.get() {
+            return Err(Refusal::SourceMaxConnections);
+        }
+        *count += 1;
+        Ok(true)
+    }
+
+    pub(super) fn leave_source(&self, source: IpAddr) {
+        let source = source.to_canonical();
+        let mut sources = lock(&self.sources);
+        if let Some(count) = sources.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                sources.remove(&source);
+            }
+        }
+    }
+
+    /// Waits until the accept rate lets one more in.
+    pub(super) async fn turn(&self, rate: NonZero<u32>) {
+        let gap = micros(Duration::from_secs(1)) / u64::from(rate.get());
+        let now = micros(self.opened.elapsed());
+        // Time that nobody used is kept for a burst.
+        let earliest = now.saturating_sub(micros(BURST));
+        let mine = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+            Some(next.max(earliest) + gap)
+        });
+        let mine = mine.unwrap_or_default().max(earliest);
+        if mine > now {
+            sleep_until(self.opened + Duration::from_micros(mine)).await;
+        }
+    }
+
+    /// Counts a client that may not come in, and tells of it now and then.
+    pub(super) fn refuse(&self, refusal: Refusal, source: IpAddr) {
+        self.metrics.refused(refusal);
+        let mut refusals = lock(&self.refusals);
+        refusals.untold += 1;
+        if refusals.told.is_some_and(|told| told.elapsed() < LOG_GAP) {
+            return;
+        }
+        refusals.told = Some(Instant::now());
+        let refused = std::mem::take(&mut refusals.untold);
+        let (listener, client) = (&*self.listener, source.to_canonical().to_string());
+        let (reason, advice) = (refusal.as_str(), refusal.advice());
+        warn!(listener, client, refused, reason, advice, "client refused");
+    }
+}
+
+/// Adds one, unless there are `max`.
+fn take_place(count: &AtomicUsize, max: usize) -> bool {
+    let taken = count.fetch_add(1, Ordering::Relaxed) < max;
+    if !taken {
+        count.fetch_sub(1, Ordering::Relaxed);
+    }
+    taken
+}
+
+fn as_size(count: NonZero<u32>) -> usize {
+    usize::try_from(count.get()).unwrap_or(usize::MAX)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,58 @@
+//! Who may come in, and how many at once.
+
+use std::{net::IpAddr, num::NonZero, time::Duration};
+
+use ipnet::IpNet;
+
+/// The rules of a listener about its clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// So many at once; without it only the limit of the process counts.
+    pub max_connections: Option<NonZero<u32>>,
+    /// So many at once from one address.
+    pub max_connections_per_source: Option<NonZero<u32>>,
+    /// So many in a second; those that are too early wait to be accepted.
+    pub accept_rate: Option<NonZero<u32>>,
+    /// Only these may come; all if it is empty.
+    pub allow: Vec<IpNet>,
+    /// These may not come, also if they are allowed.
+    pub deny: Vec<IpNet>,
+}
+
+impl Admission {
+    /// Whether a client may come from this address. One that is IPv4 in IPv6 clothes counts as IPv4.
+    pub fn permits(&self, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        let holds = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&source));
+        !holds(&self.deny) && (self.allow.is_empty() || holds(&self.allow))
+    }
+}
+
+/// When a session ends on which nothing moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Neither side has sent anything for so long; zero is never.
+    pub idle: Duration,
+    /// One side has closed, and the other has sent nothing for so long; zero is never.
+    pub half_close: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deny_goes_before_allow_and_an_empty_list_allows_all() {
+        let network = |text: &str| vec![text.parse().unwrap()];
+        let may = |rules: &Admission, ip: &str| rules.permits(ip.parse().unwrap());
+        let all = Admission::default();
+        assert!(may(&all, "10.0.0.1") && may(&all, "::1"));
+        let some = Admission {
+            allow: network("10.0.0.0/8"),
+            deny: network("10.0.0.0/24"),
+            ..Admission::default()
+        };
+        assert!(may(&some, "10.0.1.1") && may(&some, "::ffff:10.0.1.1"));
+        assert!(!may(&some, "10.0.0.1") && !may(&some, "192.168.0.1") && !may(&some, "::1"));
+    }
+}
