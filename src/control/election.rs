@@ -5,6 +5,8 @@
 //! its replid2), who follows whom (by replid), which process was served without a break, and what
 //! the Sentinels agree on. Where that does not decide, nothing is served.
 
+#[cfg(test)]
+mod changes;
 mod field;
 mod incumbent;
 #[cfg(test)]
@@ -94,8 +96,11 @@ pub struct Decision {
 pub struct Election {
     policy: OnUnexplainedHeir,
     memory: Option<Memory>,
-    /// The incumbent has passed every check since it was served, as the same process and a master.
+    /// The incumbent has passed every check since it was served, as the same process and a master,
+    /// but for those whose login it refused.
     unbroken: bool,
+    /// The backend that the last decision served.
+    served: Option<usize>,
     /// When the broken incumbent was first seen again.
     returned: Option<Duration>,
     contest: Option<Contest>,
@@ -121,6 +126,11 @@ struct Selected {
     heir: usize,
     since: Duration,
     believed: bool,
+}
+
+/// Whether it is up, as far as its refusal of a login tells.
+fn is_login_refused(state: &State) -> bool {
+    matches!(state, State::Down(failure) if failure.is_login())
 }
 
 impl Decision {
@@ -157,6 +167,7 @@ impl Election {
             policy,
             memory,
             unbroken: false,
+            served: None,
             returned: None,
             contest: None,
             selected: None,
@@ -168,6 +179,31 @@ impl Election {
     /// What is remembered.
     pub fn memory(&self) -> Option<&Memory> {
         self.memory.as_ref()
+    }
+
+    /// From now on this is what to do about heirs.
+    pub fn set_policy(&mut self, policy: OnUnexplainedHeir) {
+        self.policy = policy;
+    }
+
+    /// The pool has other backends from now on; `to` has the new place of each old one. An incumbent
+    /// that is none any more is forgotten.
+    pub fn renumber(&mut self, to: &[Option<usize>]) {
+        let place = |old: usize| to.get(old).copied().flatten();
+        self.memory = self.memory.take().and_then(|memory| {
+            let strays = memory.strays.into_iter();
+            let strays = strays.filter_map(|(old, replid)| Some((place(old)?, replid))).collect();
+            Some(Memory { place: place(memory.place)?, strays, ..memory })
+        });
+        self.unbroken &= self.memory.is_some();
+        self.served = self.served.and_then(place);
+        self.selected = self
+            .selected
+            .take()
+            .and_then(|selected| Some(Selected { heir: place(selected.heir)?, ..selected }));
+        // They begin anew.
+        self.contest = None;
+        self.deserted = None;
     }
 
     /// Decides, `now` being any time that never goes backwards. `view` is `None` in a pool without
@@ -195,6 +231,7 @@ impl Election {
             }
             _ => self.learn_epoch(view),
         }
+        self.served = decision.serve;
         decision
     }
 
@@ -212,7 +249,7 @@ impl Election {
                 self.returned.get_or_insert(now);
             }
             None => {
-                self.unbroken = false;
+                self.unbroken &= is_login_refused(members[memory.place].state);
                 self.returned = None;
             }
         }
@@ -250,7 +287,12 @@ impl Election {
     }
 
     fn judge(&mut self, now: Duration, field: &Field<'_>, view: Option<&SentinelView>) -> Decision {
-        if field.is_starting() || !self.unbroken && view.is_some_and(|view| view.starting) {
+        if let Some(incumbent) = self.mute_incumbent(field, view) {
+            return Decision::serve(incumbent, Rule::FailStatic);
+        }
+        // One that a new config brings is out of sight until it has been checked.
+        let is_starting = field.is_starting() || view.is_some_and(|view| view.starting);
+        if is_starting && !self.unbroken {
             return Decision::starting();
         }
         if field.masters().is_empty() {
@@ -265,6 +307,28 @@ impl Election {
             }
             _ => self.judge_broken(now, field, view),
         }
+    }
+
+    /// The incumbent, if it is served and refuses the login of checks, as all others do, but for
+    /// replicas that still follow it. That is somebody's new password: it tells nothing of roles, and
+    /// must not take the data down.
+    fn mute_incumbent(&mut self, field: &Field<'_>, view: Option<&SentinelView>) -> Option<usize> {
+        let memory = self.memory.as_ref().filter(|_| self.unbroken)?;
+        let incumbent = memory.place;
+        if !is_login_refused(field.state(incumbent)) {
+            return None;
+        }
+        let agrees = |place: usize| match field.state(place).answer() {
+            None => is_login_refused(field.state(place)),
+            Some(answer) => answer.link_up == Some(true) && memory.replids.contains(&answer.replid),
+        };
+        let is_contradicted = view.is_some_and(|view| {
+            view.failover.is_some() || view.named.is_some_and(|(named, _)| named != incumbent)
+        });
+        let stays =
+            self.served == Some(incumbent) && field.places().all(agrees) && !is_contradicted;
+        self.unbroken = stays;
+        stays.then_some(incumbent)
     }
 
     /// The incumbent has been the master all along: only its heir, or the Sentinels, replace it.

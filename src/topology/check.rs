@@ -159,6 +159,12 @@ impl Failure {
         }
     }
 
+    /// Whether the backend refused the login, or what the login may do: it answers, and tells nothing
+    /// of its role.
+    pub fn is_login(self) -> bool {
+        matches!(self, Self::NoAuth | Self::WrongPass | Self::AuthNotSet | Self::NoPerm)
+    }
+
     /// Whose side it is and what to do, for a log line.
     pub fn advice(self) -> &'static str {
         match self {

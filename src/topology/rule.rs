@@ -70,6 +70,8 @@ pub enum Rule {
     OnlyMaster,
     /// Serve: the incumbent, although others say that they are its heirs.
     Kept,
+    /// Serve: the incumbent, although all backends refuse the login of checks.
+    FailStatic,
     /// Hold: the Sentinels are promoting a replica.
     FailoverBegun,
     /// Hold: an heir whose master lives, and nothing explains it yet.
@@ -96,11 +98,13 @@ pub enum Rule {
     Minority,
     /// Refuse: the Sentinels name a backend that is out of sight.
     SentinelElsewhere,
+    /// Refuse: a new config has no such pool.
+    Removed,
 }
 
 impl Rule {
     /// Every rule, in the order in which metrics show them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Incumbent,
         Self::Heir,
         Self::Failover,
@@ -110,6 +114,7 @@ impl Rule {
         Self::Restarted,
         Self::OnlyMaster,
         Self::Kept,
+        Self::FailStatic,
         Self::FailoverBegun,
         Self::UnexplainedHeir,
         Self::Returning,
@@ -123,6 +128,7 @@ impl Rule {
         Self::Gone,
         Self::Minority,
         Self::SentinelElsewhere,
+        Self::Removed,
     ];
 
     /// What clients get by this rule.
@@ -136,7 +142,8 @@ impl Rule {
             | Self::Returned
             | Self::Restarted
             | Self::OnlyMaster
-            | Self::Kept => VerdictKind::Serve,
+            | Self::Kept
+            | Self::FailStatic => VerdictKind::Serve,
             Self::FailoverBegun | Self::UnexplainedHeir | Self::Returning => VerdictKind::Hold,
             Self::Starting
             | Self::NoMaster
@@ -147,7 +154,8 @@ impl Rule {
             | Self::LineageGap
             | Self::Gone
             | Self::Minority
-            | Self::SentinelElsewhere => VerdictKind::Refuse,
+            | Self::SentinelElsewhere
+            | Self::Removed => VerdictKind::Refuse,
         }
     }
 
@@ -163,6 +171,7 @@ impl Rule {
             Self::Restarted => "restarted",
             Self::OnlyMaster => "only_master",
             Self::Kept => "kept",
+            Self::FailStatic => "fail_static",
             Self::FailoverBegun => "failover_begun",
             Self::UnexplainedHeir => "unexplained_heir",
             Self::Returning => "returning",
@@ -176,6 +185,7 @@ impl Rule {
             Self::Gone => "gone",
             Self::Minority => "minority",
             Self::SentinelElsewhere => "sentinel_elsewhere",
+            Self::Removed => "removed",
         }
     }
 
@@ -205,6 +215,9 @@ impl Rule {
                 "it is the only master, and most of the backends are in sight".into()
             }
             Self::Kept => format!("the master stays, as nothing explains why {names} left it"),
+            Self::FailStatic => {
+                "the master stays, as the backends refuse the login of checks, which tells nothing of roles".into()
+            }
             Self::FailoverBegun => format!("the Sentinels are promoting {names}"),
             Self::UnexplainedHeir => {
                 format!("{names} left a master that lives, and nothing explains that yet")
@@ -237,15 +250,20 @@ impl Rule {
             Self::SentinelElsewhere => {
                 format!("a quorum of Sentinels names {names}, which is out of sight")
             }
+            Self::Removed => "the config has no such pool any more".into(),
         }
     }
 
     /// What an operator can do, where it does not pass by itself.
     pub fn advice(self) -> Option<&'static str> {
         Some(match self.kind() {
+            _ if self == Self::FailStatic => {
+                "give the pool a password that the backends take, and the ACL rules +ping +info: until \
+                 then no failover is noticed"
+            }
             VerdictKind::Serve | VerdictKind::Hold => return None,
             VerdictKind::Refuse => match self {
-                Self::Starting => return None,
+                Self::Starting | Self::Removed => return None,
                 Self::NoMaster => "start the master, or promote a replica (REPLICAOF NO ONE)",
                 Self::SameProcess => "name every Redis once in the pool's backends",
                 Self::Conflict | Self::BothFollowed => {

@@ -21,6 +21,14 @@ impl<'a> Field<'a> {
         &self.masters
     }
 
+    pub(super) fn places(&self) -> std::ops::Range<usize> {
+        0..self.members.len()
+    }
+
+    pub(super) fn state(&self, place: usize) -> &'a State {
+        self.members[place].state
+    }
+
     pub(super) fn is_starting(&self) -> bool {
         self.members.iter().any(|member| *member.state == State::Unchecked)
     }
