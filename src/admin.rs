@@ -17,7 +17,8 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::TcpListener,
-    sync::Semaphore,
+    select,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -49,12 +50,19 @@ pub struct State {
     pub started: Instant,
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
+    /// What runs now.
+    pub shown: watch::Receiver<Arc<Shown>>,
+    /// Cancelled when no new clients are taken any more.
+    pub draining: CancellationToken,
+}
+
+/// What runs under one config.
+#[derive(Debug, Default)]
+pub struct Shown {
     /// In the order of the config.
     pub pools: Vec<Published>,
     /// In the order of the config.
     pub listeners: Vec<ListenerStatus>,
-    /// Cancelled when no new clients are taken any more.
-    pub draining: CancellationToken,
 }
 
 /// A listener and what it counts.
@@ -62,7 +70,7 @@ pub struct State {
 pub struct ListenerStatus {
     /// Its name.
     pub name: Arc<str>,
-    /// The place of its pool in [`State::pools`].
+    /// The place of its pool in [`Shown::pools`].
     pub pool: usize,
     /// The role its clients get.
     pub role: Role,
@@ -70,19 +78,25 @@ pub struct ListenerStatus {
     pub hold: Duration,
     /// The addresses it has bound.
     pub addresses: Vec<SocketAddr>,
+    /// It takes no clients any more until it is reloaded.
+    pub is_drained: bool,
     /// Its handles.
     pub metrics: metrics::ListenerMetrics,
 }
 
-/// Answers requests until the process ends.
-pub async fn run(listener: TcpListener, state: Arc<State>) {
+/// Answers requests until the stop, and those that have begun before.
+pub async fn run(listener: TcpListener, state: Arc<State>, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     let mut failing = false;
     // The semaphore is never closed.
     while let Ok(permit) = permits.clone().acquire_owned().await {
         while connections.try_join_next().is_some() {}
-        let stream = match listener.accept().await {
+        let accepted = select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) if net::is_client_gone(&error) => continue,
             Err(error) => {
@@ -112,6 +126,9 @@ pub async fn run(listener: TcpListener, state: Arc<State>) {
             drop(permit);
         });
     }
+    drop(listener);
+    // Each ends in time.
+    while connections.join_next().await.is_some() {}
 }
 
 fn respond(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -131,18 +148,21 @@ fn respond(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> 
             None => (StatusCode::OK, TEXT, "ready\n".into()),
             Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, TEXT, reason.into_bytes()),
         },
-        "/status" => match serde_json::to_vec_pretty(&status::report(state)) {
-            Ok(json) => (StatusCode::OK, "application/json", json),
-            Err(error) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n").into_bytes())
+        "/status" => {
+            match serde_json::to_vec_pretty(&status::report(state, &state.shown.borrow().clone())) {
+                Ok(json) => (StatusCode::OK, "application/json", json),
+                Err(error) => {
+                    (StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n").into_bytes())
+                }
             }
-        },
+        }
         path if is_known(path) => {
             let pool = path.strip_prefix("/explain/");
             match explain::text(state, pool) {
                 Some(text) => (StatusCode::OK, TEXT, text.into_bytes()),
                 None => {
-                    let pools: Vec<_> = state.pools.iter().map(|pool| &*pool.pool).collect();
+                    let shown = state.shown.borrow().clone();
+                    let pools: Vec<_> = shown.pools.iter().map(|pool| &*pool.pool).collect();
                     let text = format!("no such pool; there are {}\n", pools.join(", "));
                     (StatusCode::NOT_FOUND, TEXT, text.into_bytes())
                 }
@@ -173,8 +193,12 @@ impl State {
         if self.draining.is_cancelled() {
             return Some("draining: rolegate is stopping\n".to_owned());
         }
-        let reasons = self.listeners.iter().filter_map(|listener| {
-            let pool = &self.pools[listener.pool];
+        let shown = self.shown.borrow().clone();
+        let reasons = shown.listeners.iter().filter_map(|listener| {
+            if listener.is_drained {
+                return Some(format!("listener {}: drained\n", listener.name));
+            }
+            let pool = &shown.pools[listener.pool];
             let view = pool.view.borrow();
             let reason = view.verdict.reason()?;
             // Who waits for a master is served by one soon, or learns that there is none.

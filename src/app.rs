@@ -1,29 +1,29 @@
-//! Wires everything from a [`Config`]: what starts in which order, and what stops in which.
+//! Wires everything from a [`Config`]: what starts in which order, what stops in which, and what a new
+//! config changes meanwhile.
 
 mod budget;
+mod drain;
+mod plan;
+mod reload;
+mod running;
 
-use std::{io, net::TcpListener, num::NonZero, sync::Arc, thread, time::Duration};
+use std::{io, num::NonZero, path::Path, sync::Arc, thread};
 
-use tokio::{sync::oneshot, task::JoinSet, time::Instant};
+use tokio::{sync::oneshot, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Level, info, warn};
 
-use self::budget::Budget;
+use self::{
+    plan::Plan,
+    reload::Reloader,
+    running::{Base, Running},
+};
 use crate::{
-    admin,
-    config::{Bind, Config, DEFAULT_MAX_CONNECTIONS, Pool},
-    control::monitor::Monitor,
-    data::{
-        gate::{Gate, Total},
-        hold::Holds,
-        listener,
-        session::Shared,
-        spare::Spares,
-        worker::Workers,
-    },
-    lifecycle::{self, Signals},
+    config::{Bind, Config, DEFAULT_MAX_CONNECTIONS},
+    data::{gate::Total, hold::Holds, worker::Workers},
+    lifecycle::{self, Asked, Signals},
     metrics::Metrics,
-    net::{self, Tuning},
+    net,
 };
 
 /// Why the process cannot start or go on. Each ends it with exit code 1.
@@ -71,61 +71,28 @@ pub enum AppError {
     Ended(String),
 }
 
-/// Runs until a signal asks for the end. Must be called on the control plane's runtime.
-pub async fn run(config: Config) -> Result<(), AppError> {
+/// Runs the config of this file until a signal asks for the end. `set_level` changes what is logged.
+/// Must be called on the control plane's runtime.
+pub async fn run(config: Config, file: &Path, set_level: impl Fn(Level)) -> Result<(), AppError> {
     let mut signals = Signals::install()?;
-    let started = Instant::now();
-    let draining = CancellationToken::new();
     let count = match config.workers {
         Some(count) => count.get().try_into().unwrap_or(usize::MAX),
         // Knows the affinity and the cgroup's quota, too.
         None => thread::available_parallelism().map_or(1, NonZero::get),
     };
-    let metrics = Arc::new(Metrics::new(count)?);
 
     // Everything that can be refused is asked for before anything runs.
-    let limit = net::raise_descriptor_limit();
-    let budget = Budget::new(&config, count, limit)?;
-    if config.max_connections.is_none() && budget.connections < DEFAULT_MAX_CONNECTIONS as usize {
-        warn!(
-            max_connections = budget.connections,
-            open_files = limit,
-            advice =
-                "raise the limit of open files (LimitNOFILE, ulimit -Hn), or set max_connections",
-            "fewer clients than usual may come at once"
-        );
-    }
-    let total = Arc::new(Total::new(budget.connections));
     if let Some(name) = &config.congestion {
         net::try_congestion(name)
             .map_err(|error| AppError::Congestion { name: name.clone(), error })?;
     }
-    let mut sockets = Vec::new();
-    for listener in &config.listeners {
-        let key = format!("listeners.{}.bind", listener.name);
-        let bound: Result<Vec<_>, _> =
-            listener.binds.iter().map(|bind| listen(*bind, &config, &key)).collect();
-        sockets.push(bound?);
-    }
-    let admin_socket = match config.admin {
-        Some(bind) => {
-            Some(tokio::net::TcpListener::from_std(listen(bind, &config, "admin.bind")?)?)
-        }
-        None => None,
-    };
+    let limit = net::raise_descriptor_limit();
+    let congestion = config.congestion.clone();
+    let plan = Plan::new(config.clone(), None, count, limit, congestion.as_ref())?;
+    warn_of_few(&plan, limit);
+    let metrics = Arc::new(Metrics::new(count)?);
 
-    let mut control = JoinSet::new();
-    let mut pools = Vec::new();
-    for pool in &config.pools {
-        let (monitor, published) = Monitor::new(pool, config.state_dir.as_deref(), &metrics);
-        let name = format!("the monitor of pool {}", pool.name);
-        control.spawn(async move {
-            monitor.run().await;
-            name
-        });
-        pools.push(published);
-    }
-
+    let stop = CancellationToken::new();
     let mut data = JoinSet::new();
     let mut watch = |name: String, ended: oneshot::Receiver<()>| {
         data.spawn(async move {
@@ -134,133 +101,107 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         });
     };
     let loads = (0..count).map(|number| metrics.worker(number)).collect();
-    let (workers, ends) = Workers::start(loads, &draining, config.shutdown_timeout, budget.pipes)?;
+    let (workers, ends) = Workers::start(loads, &stop, plan.budget.pipes)?;
     for (number, end) in ends.into_iter().enumerate() {
         watch(format!("data worker {number}"), end);
     }
+    let (holds, returns) = Holds::new()?;
+    let hold_stop = CancellationToken::new();
+    let hold_end = holds.start(workers.clone(), hold_stop.clone())?;
+    watch("the holding thread".to_owned(), hold_end);
 
-    let (holds, returns) = Holds::new(config.listeners.len())?;
-    watch("the holding thread".to_owned(), holds.start(workers.clone(), draining.clone())?);
-    for published in &pools {
-        let (pool, mut view, returns) =
-            (published.pool.clone(), published.view.clone(), returns.clone());
-        control.spawn(async move {
-            while view.changed().await.is_ok() {
-                returns.wake();
-            }
-            format!("the monitor of pool {pool}")
-        });
-    }
-    let mut spares = Vec::new();
-    for (pool, published) in config.pools.iter().zip(&pools) {
-        spares.push(Arc::new(Spares::new(
-            pool.preconnect,
-            count,
-            published.view.clone(),
-            pool.connect_timeout,
-            tuning(pool, &config),
-            metrics.preconnected(&pool.name),
-        )));
-    }
-    let mut accepting = Vec::new();
-    let mut statuses = Vec::new();
-    for (place, (listener, sockets)) in config.listeners.iter().zip(sockets).enumerate() {
-        let pool = &config.pools[listener.pool];
-        let published = &pools[listener.pool];
-        let shared = Arc::new(Shared {
-            listener: listener.name.clone(),
-            place,
-            pool: pool.name.clone(),
-            view: published.view.clone(),
-            connect_timeout: pool.connect_timeout,
-            tuning: tuning(pool, &config),
-            lease_patience: pool.check.lease_patience(),
-            spares: spares[listener.pool].clone(),
-            gate: Arc::new(Gate::new(
-                listener.name.clone(),
-                total.clone(),
-                metrics.refusals(&listener.name),
-            )),
-            admission: listener.admission.clone(),
-            timeouts: listener.timeouts,
-            hold: listener.hold,
-            returns: returns.clone(),
-            hints: published.hints.clone(),
-            metrics: metrics.listener(&listener.name),
-            connect_failures: (pool.backends.iter())
-                .map(|backend| {
-                    let failures = metrics.connect_failures(&pool.name, &backend.name);
-                    (backend.name.clone(), failures)
-                })
-                .collect(),
-        });
-        let mut addresses = Vec::new();
-        for socket in sockets {
-            let address = socket.local_addr()?;
-            let (listener, pool) = (&*listener.name, &*pool.name);
-            info!(listener, %address, pool, "listening");
-            addresses.push(address);
-            accepting.push(listener::Listener::new(socket, shared.clone()));
-        }
-        statuses.push(admin::ListenerStatus {
-            name: listener.name.clone(),
-            pool: listener.pool,
-            role: listener.role,
-            hold: if listener.hold.dry_run { Duration::ZERO } else { listener.hold.timeout },
-            addresses,
-            metrics: metrics.listener(&listener.name),
-        });
-    }
-    for spares in &spares {
-        workers.keep(spares).await;
-    }
-    workers.accept(accepting).await;
-
-    if let Some(socket) = admin_socket {
-        info!(address = %socket.local_addr()?, "admin listening");
-        let state = Arc::new(admin::State {
-            started,
-            metrics,
-            pools,
-            listeners: statuses,
-            draining: draining.clone(),
-        });
-        control.spawn(async move {
-            admin::run(socket, state).await;
-            "the admin listener".to_owned()
-        });
-    }
+    let total = Arc::new(Total::new(plan.budget.connections));
+    let base = Base {
+        metrics,
+        total: total.clone(),
+        workers: workers.clone(),
+        worker_count: count,
+        returns: returns.clone(),
+        congestion,
+        state_dir: config.state_dir.clone(),
+    };
+    let draining = CancellationToken::new();
+    let mut running = Running::new(base, draining.clone());
+    running.apply(plan).await?;
+    let mut reloader = Reloader::new(config, file, limit);
     lifecycle::prefer_this_thread();
     info!(version = env!("CARGO_PKG_VERSION"), workers = count, "rolegate runs");
 
-    let signal = tokio::select! {
-        signal = signals.next() => signal,
-        Some(ended) = control.join_next() => return Err(ended_early(ended)),
-        Some(ended) = data.join_next() => return Err(ended_early(ended)),
+    let signal = loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Stop(signal) => break signal,
+                Asked::Reload => {
+                    // The log tells how it went.
+                    let _ = reloader.reload(&mut running, &set_level).await?;
+                }
+            },
+            () = reloader.secrets_changed() => {
+                reloader.renew_secrets(&mut running, &set_level).await?;
+            }
+            Some(end) = running.ends.join_next() => running.note_end(end)?,
+            Some(ended) = data.join_next() => return Err(ended_early(ended)),
+        }
     };
-    let grace = config.shutdown_timeout.as_secs_f64();
-    info!(signal, shutdown_timeout_seconds = grace, "stopping: no new clients, sessions may end");
+    let config = reloader.config();
+    let (grace, drain) = (config.shutdown_timeout, config.drain);
+    info!(
+        signal,
+        shutdown_timeout_seconds = grace.as_secs_f64(),
+        "stopping: no new clients, sessions may end"
+    );
     draining.cancel();
-    returns.wake();
-    tokio::select! {
-        signal = signals.next() => warn!(signal, "stopping at once: second signal"),
-        Some(ended) = control.join_next() => return Err(ended_early(ended)),
-        () = async { while data.join_next().await.is_some() {} } => info!("stopped"),
+    let delay = sleep(drain.delay);
+    tokio::pin!(delay);
+    let mut is_delayed = true;
+    let ending = async {
+        drain::all(&workers, &total, drain.pace, grace).await;
+        stop.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::pin!(ending);
+    loop {
+        tokio::select! {
+            () = &mut delay, if is_delayed => {
+                is_delayed = false;
+                running.stop_listening();
+                hold_stop.cancel();
+                returns.wake();
+            }
+            () = &mut ending, if !is_delayed => {}
+            asked = signals.next() => {
+                if let Asked::Stop(signal) = asked {
+                    warn!(signal, "stopping at once: second signal");
+                    return Ok(());
+                }
+            }
+            Some(end) = running.ends.join_next() => running.note_end(end)?,
+            ended = data.join_next() => match ended {
+                Some(ended) if is_delayed => return Err(ended_early(ended)),
+                Some(_) => {}
+                None => {
+                    info!("stopped");
+                    return Ok(());
+                }
+            },
+        }
     }
-    Ok(())
 }
 
-fn listen(bind: Bind, config: &Config, key: &str) -> Result<TcpListener, AppError> {
-    net::listen(bind, config.congestion.clone()).map_err(|error| AppError::Bind {
-        bind,
-        key: key.to_owned(),
-        error,
-    })
-}
-
-/// How sessions' connections to the pool's backends are treated.
-fn tuning(pool: &Pool, config: &Config) -> Tuning {
-    Tuning { patience: pool.check.patience(), congestion: config.congestion.clone() }
+/// Tells of a limit of open files that is too low for the usual number of clients.
+fn warn_of_few(plan: &Plan, limit: u64) {
+    let usual = usize::try_from(DEFAULT_MAX_CONNECTIONS).unwrap_or(usize::MAX);
+    if plan.config.max_connections.is_none() && plan.budget.connections < usual {
+        let advice =
+            "raise the limit of open files (LimitNOFILE, ulimit -Hn), or set max_connections";
+        let max_connections = plan.budget.connections;
+        warn!(
+            max_connections,
+            open_files = limit,
+            advice,
+            "fewer clients than usual may come at once"
+        );
+    }
 }
 
 fn ended_early(ended: Result<String, tokio::task::JoinError>) -> AppError {

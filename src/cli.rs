@@ -12,7 +12,8 @@ use crate::config::DEFAULT_FILE;
     name = "rolegate",
     version,
     after_help = "Exit codes: 0 done, 1 failed while running (address in use, …), 2 bad config or usage.\n\
-                  Signals: SIGTERM or SIGINT stops after sessions ended or shutdown_timeout; a second one at once."
+                  Signals: SIGTERM or SIGINT stops after sessions ended or shutdown_timeout; a second one at once.\n\
+                  SIGHUP reads the config again."
 )]
 pub struct Cli {
     /// The config file

@@ -2,6 +2,7 @@
 //! (`check`) into a [`Config`] that cannot be wrong.
 
 mod admission;
+mod changes;
 mod check;
 mod file;
 mod pool;
@@ -12,12 +13,13 @@ use std::{
     fmt, fs,
     io::Read,
     num::NonZero,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use secrecy::SecretSlice;
+use secrecy::{ExposeSecret, SecretSlice};
 
 pub use self::units::{Bind, HostPort};
 use crate::topology::{Admission, Hold, OnUnexplainedHeir, Role, Timeouts};
@@ -44,6 +46,8 @@ pub struct Config {
     pub log: Log,
     /// How long sessions may go on after a stop was asked for.
     pub shutdown_timeout: Duration,
+    /// How sessions end after a stop.
+    pub drain: Drain,
     /// Where each pool's memory is kept over restarts; nowhere if absent.
     pub state_dir: Option<PathBuf>,
     /// TCP's congestion control, by its name in the system; the system's own choice if absent.
@@ -53,10 +57,51 @@ pub struct Config {
     pub max_connections: Option<NonZero<u32>>,
     /// Threads that run sessions; one for each core the process may use if absent.
     pub workers: Option<NonZero<u32>>,
+    /// What it was read from.
+    pub source: Source,
+}
+
+/// How listeners and their sessions end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// From the moment `/ready` says no to the moment listeners close.
+    pub delay: Duration,
+    /// What is left is closed bit by bit over so long, until the end of the shutdown timeout.
+    pub pace: Duration,
+}
+
+/// Where a config came from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Its text.
+    pub text: Arc<str>,
+    /// The files that it names and that were read with it.
+    pub files: Vec<SeenFile>,
+}
+
+/// A file as it was when it was read.
+#[derive(Clone, Debug)]
+pub struct SeenFile {
+    path: PathBuf,
+    seen: Marks,
+}
+
+/// What tells one state of a file from another without reading it.
+type Marks = (u64, u64, u64, i64, i64);
+
+impl SeenFile {
+    /// Whether there is another one by now.
+    pub fn has_changed(&self) -> bool {
+        fs::metadata(&self.path).map(|metadata| marks(&metadata)).ok() != Some(self.seen)
+    }
+}
+
+fn marks(metadata: &fs::Metadata) -> Marks {
+    (metadata.dev(), metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec())
 }
 
 /// One name under `listeners`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     /// Its name.
     pub name: Arc<str>,
@@ -75,7 +120,7 @@ pub struct Listener {
 }
 
 /// One name under `pools`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pool {
     /// Its name.
     pub name: Arc<str>,
@@ -96,7 +141,7 @@ pub struct Pool {
 }
 
 /// The Sentinels of a pool.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sentinel {
     /// The pool's name in `sentinel monitor NAME`.
     pub master_name: String,
@@ -111,7 +156,7 @@ pub struct Sentinel {
 }
 
 /// One Redis address of a pool.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
     /// Its name in logs and metrics.
     pub name: Arc<str>,
@@ -128,8 +173,15 @@ pub struct Auth {
     pub password: SecretSlice<u8>,
 }
 
+impl PartialEq for Auth {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.username, self.password.expose_secret())
+            == (&other.username, other.password.expose_secret())
+    }
+}
+
 /// How a pool's backends are checked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Check {
     /// From the start of one check to the start of the next, at the most.
     pub interval: Duration,
@@ -157,7 +209,7 @@ impl Check {
 }
 
 /// How to log.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Log {
     /// As text or JSON.
     pub format: LogFormat,
@@ -178,7 +230,7 @@ impl Config {
     /// Reads and checks a file.
     pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
         match read_limited(file) {
-            Ok(bytes) => match String::from_utf8(bytes) {
+            Ok((bytes, _)) => match String::from_utf8(bytes) {
                 Ok(text) => Self::parse(file, &text),
                 Err(error) => Err(ConfigErrors::at_start(
                     file,
@@ -202,17 +254,21 @@ impl Config {
         // Some editors begin a file with a byte order mark.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let root = file::read(text).map_err(|error| ConfigErrors::new(file, vec![error]))?;
-        check::check(&root).map_err(|faults| ConfigErrors::new(file, file::locate(text, faults)))
+        check::check(&root, text)
+            .map_err(|faults| ConfigErrors::new(file, file::locate(text, faults)))
     }
 }
 
-fn read_limited(file: &Path) -> std::io::Result<Vec<u8>> {
+fn read_limited(path: &Path) -> std::io::Result<(Vec<u8>, SeenFile)> {
     let mut bytes = Vec::new();
-    fs::File::open(file)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    let file = fs::File::open(path)?;
+    // From before the read: what changes meanwhile is another state.
+    let seen = SeenFile { path: path.to_owned(), seen: marks(&file.metadata()?) };
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(std::io::Error::other(format!("larger than {MAX_FILE} bytes")));
     }
-    Ok(bytes)
+    Ok((bytes, seen))
 }
 
 /// Everything that is wrong with a file, in its order.

@@ -2,6 +2,7 @@
 
 use std::{
     io::{Write, stderr, stdout},
+    path::Path,
     process::ExitCode,
 };
 
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    match run(config) {
+    match run(config, &cli.file) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(stderr(), "rolegate: {error}");
@@ -48,10 +49,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
-    let _flush = logging::start(config.log)?;
+fn run(config: Config, file: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let logging = logging::start(config.log)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = control.block_on(app::run(config));
+    let result = control.block_on(app::run(config, file, |level| logging.set_level(level)));
     // A name lookup may still block a thread; nothing waits for it.
     control.shutdown_background();
     Ok(result?)

@@ -2,6 +2,7 @@
 //!
 //! Label values are names from the config or words of closed sets, never anything a peer sent.
 
+mod forget;
 mod handles;
 
 use std::{

@@ -10,7 +10,8 @@ use crate::topology::{BackendStatus, Published, Verdict};
 /// Every pool, or the one of this name; `None` if there is none.
 pub(super) fn text(state: &State, pool: Option<&str>) -> Option<String> {
     let wanted = |published: &&Published| pool.is_none_or(|name| *name == *published.pool);
-    let pools: Vec<_> = state.pools.iter().filter(wanted).map(explain).collect();
+    let shown = state.shown.borrow().clone();
+    let pools: Vec<_> = shown.pools.iter().filter(wanted).map(explain).collect();
     (!pools.is_empty()).then(|| pools.join("\n"))
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
-use super::{ListenerStatus, State};
+use super::{ListenerStatus, Shown, State};
 use crate::topology::{self, Answer, BackendStatus, Published};
 
 /// A JSON object whose entries keep the order of the config.
@@ -31,6 +31,7 @@ struct Listener<'a> {
     addresses: &'a [SocketAddr],
     pool: &'a str,
     role: &'static str,
+    drained: bool,
     sessions: i64,
     sessions_total: u64,
 }
@@ -94,17 +95,17 @@ struct Error {
 }
 
 /// The report of this moment.
-pub(super) fn report(state: &State) -> impl Serialize {
+pub(super) fn report<'a>(state: &State, shown: &'a Shown) -> impl Serialize + use<'a> {
     let now = Instant::now();
-    let listeners = state.listeners.iter().map(|listener| {
-        (&*listener.name, Listener::new(listener, &state.pools[listener.pool].pool))
+    let listeners = shown.listeners.iter().map(|listener| {
+        (&*listener.name, Listener::new(listener, &shown.pools[listener.pool].pool))
     });
     Report {
         version: env!("CARGO_PKG_VERSION"),
         state: if state.draining.is_cancelled() { "draining" } else { "running" },
         uptime_seconds: age(state.started, now),
         listeners: Named(listeners.collect()),
-        pools: Named(state.pools.iter().map(|pool| (&*pool.pool, Pool::new(pool, now))).collect()),
+        pools: Named(shown.pools.iter().map(|pool| (&*pool.pool, Pool::new(pool, now))).collect()),
     }
 }
 
@@ -114,6 +115,7 @@ impl<'a> Listener<'a> {
             addresses: &listener.addresses,
             pool,
             role: listener.role.as_str(),
+            drained: listener.is_drained,
             sessions: listener.metrics.sessions.get(),
             sessions_total: listener.metrics.sessions_total.get(),
         }

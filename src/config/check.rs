@@ -4,7 +4,7 @@
 use std::{num::NonZero, path::PathBuf, slice, sync::Arc, time::Duration};
 
 use super::{
-    Bind, Config, Listener, Log, LogFormat, Pool,
+    Bind, Config, Drain, Listener, Log, LogFormat, Pool, Source,
     file::{Fault, Node, Value},
     section::{Checker, HOUR, join, quoted},
 };
@@ -18,9 +18,9 @@ const LEVELS: [(&str, tracing::Level); 5] = [
     ("trace", tracing::Level::TRACE),
 ];
 
-pub(super) fn check(root: &Node) -> Result<Config, Vec<Fault>> {
+pub(super) fn check(root: &Node, text: &str) -> Result<Config, Vec<Fault>> {
     let mut checker = Checker::default();
-    let config = checker.config(root);
+    let config = checker.config(root, text);
     match config {
         Some(config) if checker.faults.is_empty() => Ok(config),
         _ => Err(checker.faults),
@@ -28,12 +28,13 @@ pub(super) fn check(root: &Node) -> Result<Config, Vec<Fault>> {
 }
 
 impl Checker {
-    fn config(&mut self, root: &Node) -> Option<Config> {
+    fn config(&mut self, root: &Node, text: &str) -> Option<Config> {
         let known = [
             "listeners",
             "pools",
             "admin",
             "congestion",
+            "drain",
             "log",
             "max_connections",
             "shutdown_timeout",
@@ -47,23 +48,26 @@ impl Checker {
         let (listeners, mut bound) = listeners.unwrap_or_default();
         let admin = top.get("admin").and_then(|node| self.admin(node, &mut bound));
         self.no_loops(&bound);
+        let shutdown_timeout = self.duration(
+            &top,
+            "shutdown_timeout",
+            Duration::from_secs(10),
+            Duration::ZERO..=24 * HOUR,
+        );
         Some(Config {
             listeners,
             pools,
             admin,
             log: self.log(top.get("log")),
             state_dir: top.get("state_dir").and_then(|node| self.state_dir(node)),
-            shutdown_timeout: self.duration(
-                &top,
-                "shutdown_timeout",
-                Duration::from_secs(10),
-                Duration::ZERO..=24 * HOUR,
-            ),
+            drain: self.drain(top.get("drain"), shutdown_timeout),
+            shutdown_timeout,
             max_connections: self.limit(&top, "max_connections"),
             congestion: top.get("congestion").and_then(|node| self.congestion(node)),
             workers: top
                 .get("workers")
                 .and_then(|_| NonZero::new(self.count(&top, "workers", 1, 1..=1024))),
+            source: Source { text: text.into(), files: std::mem::take(&mut self.files) },
         })
     }
 
@@ -184,6 +188,18 @@ impl Checker {
             max: usize::try_from(max).unwrap_or(usize::MAX),
             error_reply: self.flag(&section, "error_reply", default.error_reply),
             dry_run: self.flag(&section, "dry_run", default.dry_run),
+        }
+    }
+
+    fn drain(&mut self, node: Option<&Node>, shutdown_timeout: Duration) -> Drain {
+        let default = Drain { delay: Duration::ZERO, pace: shutdown_timeout / 2 };
+        let Some(section) = node.and_then(|node| self.section(node, "drain", &["delay", "pace"]))
+        else {
+            return default;
+        };
+        Drain {
+            delay: self.duration(&section, "delay", default.delay, Duration::ZERO..=HOUR),
+            pace: self.duration(&section, "pace", default.pace, Duration::ZERO..=shutdown_timeout),
         }
     }
 

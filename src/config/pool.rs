@@ -5,7 +5,7 @@ use std::{env, os::unix::ffi::OsStringExt, path::Path, time::Duration};
 use secrecy::{ExposeSecret, SecretSlice};
 
 use super::{
-    Auth, Backend, Check, HostPort, Pool, Sentinel,
+    Auth, Backend, Check, HostPort, Pool, SeenFile, Sentinel,
     file::{Node, Value},
     read_limited,
     section::{Checker, HOUR, MS, found, join, quoted},
@@ -126,7 +126,10 @@ impl Checker {
                 "names a variable that is not set; set it for this process, or name another"
                     .to_owned()
             }),
-            "password_file" => read_password(Path::new(text)),
+            "password_file" => read_password(Path::new(text)).map(|(password, file)| {
+                self.files.push(file);
+                password
+            }),
             _ if text.ends_with('\n') => {
                 Err("ends with a newline; write it on one line, in quotes".to_owned())
             }
@@ -313,8 +316,8 @@ impl Checker {
     }
 }
 
-fn read_password(file: &Path) -> Result<Vec<u8>, String> {
-    let mut bytes =
+fn read_password(file: &Path) -> Result<(Vec<u8>, SeenFile), String> {
+    let (mut bytes, file) =
         read_limited(file).map_err(|error| format!("names a file that cannot be read: {error}"))?;
     if bytes.ends_with(b"\n") {
         bytes.pop();
@@ -322,5 +325,5 @@ fn read_password(file: &Path) -> Result<Vec<u8>, String> {
             bytes.pop();
         }
     }
-    Ok(bytes)
+    Ok((bytes, file))
 }

@@ -6,7 +6,7 @@
 use std::{collections::HashSet, num::NonZero, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use super::{
-    HostPort,
+    HostPort, SeenFile,
     file::{Fault, Key, Node, Value},
     units::{parse_duration, show_duration},
 };
@@ -26,6 +26,8 @@ pub(super) struct Checker {
     pub(super) faults: Vec<Fault>,
     /// Every backend's key, address and node, to be held against the listeners.
     pub(super) backends: Vec<(String, HostPort, usize)>,
+    /// Other files that were read.
+    pub(super) files: Vec<SeenFile>,
 }
 
 /// A mapping whose keys are known, and where it stands in the file.

@@ -42,6 +42,11 @@ impl Health {
         Self { state: State::Unchecked, fall, silences: 0 }
     }
 
+    /// From now on so many silences in a row make it down.
+    pub fn set_fall(&mut self, fall: u32) {
+        self.fall = fall;
+    }
+
     /// What is held to be true now.
     pub fn state(&self) -> &State {
         &self.state

@@ -1,10 +1,13 @@
-//! One backend of a pool: its health, its metrics, and the log lines about it.
+//! One backend of a pool: its probe, its health, its metrics, and the log lines about it.
 
 use std::{sync::Arc, time::Duration};
 
 use tracing::{info, warn};
 
-use super::health::{Health, Observation};
+use super::{
+    health::{Health, Observation},
+    probe::Watch,
+};
 use crate::{
     metrics::BackendMetrics,
     topology::{Failure, Role, State},
@@ -16,6 +19,7 @@ const STEADY: u32 = 10;
 pub(super) struct Member {
     pub(super) name: Arc<str>,
     pub(super) metrics: BackendMetrics,
+    pub(super) watch: Watch,
     /// When the last check that has ended began, since the monitor's start.
     pub(super) checked: Duration,
     health: Health,
@@ -26,9 +30,13 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn new(name: Arc<str>, fall: u32, metrics: BackendMetrics) -> Self {
+    pub(super) fn new(name: Arc<str>, fall: u32, metrics: BackendMetrics, watch: Watch) -> Self {
         let health = Health::new(fall);
-        Self { name, metrics, checked: Duration::ZERO, health, failing: None, passes: 0 }
+        Self { name, metrics, watch, checked: Duration::ZERO, health, failing: None, passes: 0 }
+    }
+
+    pub(super) fn set_fall(&mut self, fall: u32) {
+        self.health.set_fall(fall);
     }
 
     pub(super) fn state(&self) -> &State {

@@ -1,6 +1,7 @@
 //! One task a pool: the only writer of the pool's state. Takes reports in, decides, publishes the
 //! View and revokes leases.
 
+mod reload;
 mod sentinels;
 
 use std::{
@@ -14,25 +15,25 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use self::sentinels::PoolSentinels;
+pub use self::reload::{Lost, Orders};
+use self::{reload::Order, sentinels::PoolSentinels};
 use super::{
     election::{self, Decision, Election},
     evidence,
     health::Observation,
     member::Member,
     memory::{Saver, Store},
-    pace::Pace,
-    probe::{Probe, Report},
+    probe::Report,
     sentinel::News,
 };
 use crate::{
-    config::{self, Check, HostPort},
+    config,
     metrics::{Metrics, PoolMetrics},
     topology::{
-        Answer, BackendStatus, Hint, Hints, LastCheck, Lease, PoolStatus, Published, Reason, Role,
-        Rule, SentinelStatus, Served, State, Verdict, VerdictKind, View,
+        Answer, Hint, Hints, LastCheck, Lease, PoolStatus, Published, Reason, Role, Rule, Served,
+        State, Verdict, VerdictKind, View,
     },
 };
 
@@ -45,19 +46,26 @@ const HINT_GAP: Duration = Duration::from_millis(5);
 /// How long a hint counts as a doubt.
 const HINT: Duration = Duration::from_secs(1);
 
+/// From one log line about a pool that is served without checks to the next.
+const STATIC_GAP: Duration = Duration::from_secs(60);
+
 /// Watches one pool.
 pub struct Monitor {
-    pool: Arc<str>,
+    config: config::Pool,
     names: Vec<Arc<str>>,
     members: Vec<Member>,
-    paces: Vec<Arc<Pace>>,
-    check: Check,
     hints: Hints,
     reports: mpsc::Receiver<Report>,
+    reporter: mpsc::Sender<Report>,
+    /// The probes that there ever were.
+    probes: u64,
+    orders: mpsc::Receiver<Order>,
+    tasks: JoinSet<()>,
     election: Election,
     last: Decision,
     sentinel: Option<PoolSentinels>,
     saver: Option<Saver>,
+    all_metrics: Arc<Metrics>,
     metrics: PoolMetrics,
     /// The zero of the election's time.
     started: Instant,
@@ -69,6 +77,8 @@ pub struct Monitor {
     fast: bool,
     /// Several say that they are the master.
     conflict: bool,
+    /// When it was told last that the incumbent is kept although it refuses the login of checks.
+    told_static: Option<Instant>,
     /// The answer of the process that is served, or was served last, from when that began.
     served: Option<Answer>,
     /// The last passed check of the served backend.
@@ -76,55 +86,26 @@ pub struct Monitor {
     view: watch::Sender<Arc<View>>,
     /// What others read.
     published: Published,
-    probes: Vec<Probe>,
 }
 
 impl Monitor {
     /// A monitor that has checked nothing yet and refuses.
     pub fn new(
-        pool: &config::Pool,
+        pool: config::Pool,
         state_dir: Option<&Path>,
-        metrics: &Metrics,
-    ) -> (Self, Published) {
-        let (report, reports) = mpsc::channel(REPORTS);
+        metrics: &Arc<Metrics>,
+    ) -> (Self, Published, Orders) {
+        let (reporter, reports) = mpsc::channel(REPORTS);
+        let (order, orders) = mpsc::channel(1);
         let started = Instant::now();
         let reason = Reason { rule: Rule::Starting, words: Rule::Starting.words(&[]).into() };
         let verdict = Verdict::Refuse(reason.clone());
         let first = View { epoch: 0, since: started, unserved_since: None, verdict };
         let (view, view_out) = watch::channel(Arc::new(first));
-        let backends = pool.backends.iter();
-        let names: Vec<_> = backends.clone().map(|backend| backend.name.clone()).collect();
+        let names: Vec<_> = pool.backends.iter().map(|backend| backend.name.clone()).collect();
         let hints = Hints::default();
-        let paces: Vec<_> =
-            backends.clone().map(|_| Arc::new(Pace::new(pool.check.fast_interval))).collect();
-        let probes = backends.clone().zip(&paces).enumerate().map(|(place, (backend, pace))| {
-            let (backend, auth, check) = (backend.clone(), pool.auth.clone(), pool.check);
-            Probe::new(place, backend, auth, check, report.clone(), pace.clone(), hints.clone())
-        });
-        let members = backends.clone().map(|backend| {
-            let metrics = metrics.backend(&pool.name, &backend.name);
-            Member::new(backend.name.clone(), pool.check.fall, metrics)
-        });
-        let probes: Vec<_> = probes.collect();
-        let sentinel = pool.sentinel.as_ref().map(|config| {
-            let routes = probes.iter().map(Probe::route).collect();
-            PoolSentinels::new(pool, config, routes, metrics)
-        });
-        let status = PoolStatus {
-            reason,
-            backends: backends
-                .clone()
-                .map(|backend| BackendStatus {
-                    name: backend.name.clone(),
-                    address: backend.address.to_string(),
-                    state: State::Unchecked,
-                    evidence: String::new(),
-                    last_check: None,
-                })
-                .collect(),
-            sentinels: pool.sentinel.iter().flat_map(|s| &s.addresses).map(silent).collect(),
-            sentinel_view: None,
-        };
+        let status =
+            PoolStatus { reason, backends: Vec::new(), sentinels: Vec::new(), sentinel_view: None };
         let published = Published {
             pool: pool.name.clone(),
             view: view_out,
@@ -133,19 +114,20 @@ impl Monitor {
         };
         let store = state_dir.map(|folder| Store::new(folder, pool.name.clone()));
         let memory = store.as_ref().and_then(|store| store.load(&names));
-        let monitor = Self {
-            pool: pool.name.clone(),
-            names,
-            members: members.collect(),
-            probes,
-            paces,
-            check: pool.check,
+        let mut monitor = Self {
+            names: Vec::new(),
+            members: Vec::new(),
             hints,
             reports,
+            reporter,
+            probes: 0,
+            orders,
+            tasks: JoinSet::new(),
             election: Election::new(pool.on_unexplained_heir, memory),
             last: Decision::starting(),
-            sentinel,
+            sentinel: None,
             saver: store.map(Saver::new),
+            all_metrics: metrics.clone(),
             metrics: metrics.pool(&pool.name),
             started,
             counted: started,
@@ -153,27 +135,25 @@ impl Monitor {
             hinted: None,
             fast: true,
             conflict: false,
+            told_static: None,
             served: None,
             passed: None,
             view,
             published: published.clone(),
+            config: pool,
         };
+        monitor.fill();
         monitor.metrics.set_verdict(Rule::Starting);
-        (monitor, published)
+        (monitor, published, Orders(order))
     }
 
-    /// Runs until one of its tasks ends, which none does by itself.
-    pub async fn run(mut self) {
-        let mut tasks = JoinSet::new();
-        for probe in self.probes.drain(..) {
-            tasks.spawn(probe.run());
-        }
+    /// Runs until it is told to end, which is `Ok`, or one of its tasks ends, which none does by
+    /// itself.
+    pub async fn run(mut self) -> Result<(), Lost> {
         if let Some(saver) = &self.saver {
-            tasks.spawn(saver.run());
+            self.tasks.spawn(saver.run());
         }
-        if let Some(sentinel) = &mut self.sentinel {
-            sentinel.spawn(&mut tasks);
-        }
+        self.start_tasks();
         loop {
             let wake = self.last.wake.map(|wake| self.started + wake);
             let wake = wake.or_else(|| self.doubt_ends());
@@ -199,23 +179,42 @@ impl Monitor {
             };
             tokio::select! {
                 biased;
+                order = self.orders.recv() => match order {
+                    Some(Order::Reconfigure(pool, done)) => {
+                        self.reconfigure(*pool);
+                        let _ = done.send(());
+                    }
+                    Some(Order::End) | None => {
+                        self.end();
+                        return Ok(());
+                    }
+                },
                 report = self.reports.recv() => match report {
                     Some(report) => self.take(report),
-                    None => return,
+                    None => return Err(Lost),
                 },
                 news = news => match news {
                     Some(news) => self.take_news(news),
-                    None => return,
+                    None => return Err(Lost),
                 },
                 hints = hints => self.take_hints(&hints),
                 () = wait => self.decide(),
-                _ = tasks.join_next() => return,
+                Some(ended) = self.tasks.join_next() => {
+                    // One that was told to end is no loss.
+                    if !ended.is_err_and(|error| error.is_cancelled()) {
+                        return Err(Lost);
+                    }
+                }
             }
         }
     }
 
     fn take(&mut self, report: Report) {
-        let Report { place, at, took, goes_on, observation, words } = report;
+        let Report { probe, at, took, goes_on, observation, words } = report;
+        // One may come late, of a backend that is none any more.
+        let Some(place) = self.members.iter().position(|member| member.watch.id == probe) else {
+            return;
+        };
         let member = &mut self.members[place];
         if !goes_on {
             member.metrics.check_ended(took);
@@ -226,7 +225,7 @@ impl Monitor {
             self.passed = Some(at);
         }
         let failure = observation.failure();
-        let changed = member.observe(&self.pool, observation, words.as_deref());
+        let changed = member.observe(&self.config.name, observation, words.as_deref());
         let state = member.state();
         {
             let mut status = self.published.status();
@@ -267,7 +266,7 @@ impl Monitor {
             let mut status = self.published.status();
             let status = &mut status.sentinels[place];
             if status.says != says {
-                let (pool, sentinel) = (&*self.pool, &*status.address);
+                let (pool, sentinel) = (&*self.config.name, &*status.address);
                 if up {
                     info!(pool, sentinel, says, "sentinel");
                 } else {
@@ -288,7 +287,7 @@ impl Monitor {
         self.hinted = Some(now);
         self.news = now;
         self.set_pace();
-        self.paces.iter().for_each(|pace| pace.check_now());
+        self.members.iter().for_each(|member| member.watch.pace.check_now());
     }
 
     fn decide(&mut self) {
@@ -326,6 +325,7 @@ impl Monitor {
         if !self.is_published(&decision, &reason) {
             self.publish(&decision, &reason);
         }
+        self.tell_static(&decision, &reason);
         self.last = decision;
         self.set_pace();
     }
@@ -354,7 +354,8 @@ impl Monitor {
             (Verdict::Hold(now) | Verdict::Refuse(now), None) => now == reason,
             (Verdict::Serve(now), Some(place)) => {
                 let member = &self.members[place];
-                now.backend == member.name && self.served_last(member.state())
+                let is_static = decision.rule == Rule::FailStatic;
+                now.backend == member.name && (is_static || self.served_last(member.state()))
             }
             _ => false,
         }
@@ -417,7 +418,7 @@ impl Monitor {
             .map(|backend| format!("{}: {}", backend.name, backend.evidence))
             .collect();
         let evidence = evidence.join("; ");
-        let (epoch, pool) = (new.epoch, &*self.pool);
+        let (epoch, pool) = (new.epoch, &*self.config.name);
         let (from, to) = (old.verdict.to_string(), new.verdict.to_string());
         let (rule, why) = (reason.rule.as_str(), &*reason.words);
         let advice = reason.rule.advice();
@@ -428,6 +429,21 @@ impl Monitor {
             VerdictKind::Serve | VerdictKind::Hold => {
                 info!(pool, epoch, from, to, rule, why, evidence, "verdict changed");
             }
+        }
+    }
+
+    /// An error for every minute in which no failover would be noticed.
+    fn tell_static(&mut self, decision: &Decision, reason: &Reason) {
+        let (pool, now) = (&*self.config.name, Instant::now());
+        if decision.rule != Rule::FailStatic {
+            if self.told_static.take().is_some() {
+                info!(pool, rule = reason.rule.as_str(), "the login of checks is taken again");
+            }
+        } else if self.told_static.is_none_or(|told| now - told >= STATIC_GAP) {
+            self.told_static = Some(now);
+            let backend = decision.serve.map(|place| &*self.names[place]);
+            let (why, advice) = (&*reason.words, reason.rule.advice());
+            error!(pool, backend, why, advice, "serves without checks");
         }
     }
 
@@ -458,28 +474,28 @@ impl Monitor {
         self.fast
             .then(|| match self.hinted {
                 Some(hinted) if hinted.elapsed() < HINT => hinted + HINT,
-                _ => self.news + self.check.fast_for,
+                _ => self.news + self.config.check.fast_for,
             })
             .filter(|end| *end > Instant::now())
     }
 
     /// Fast while something is in doubt and that has brought something new of late.
     fn set_pace(&mut self) {
-        let fast = self.is_in_doubt() && self.news.elapsed() < self.check.fast_for;
+        let fast = self.is_in_doubt() && self.news.elapsed() < self.config.check.fast_for;
         if fast != self.fast {
             self.fast = fast;
-            let interval = if fast { self.check.fast_interval } else { self.check.interval };
-            for pace in &self.paces {
-                pace.set(interval);
-                if fast {
-                    pace.check_now();
-                }
+            self.apply_pace();
+        }
+    }
+
+    fn apply_pace(&self) {
+        let check = &self.config.check;
+        let interval = if self.fast { check.fast_interval } else { check.interval };
+        for member in &self.members {
+            member.watch.pace.set(interval);
+            if self.fast {
+                member.watch.pace.check_now();
             }
         }
     }
-}
-
-fn silent(address: &HostPort) -> SentinelStatus {
-    let says = "has not answered yet".to_owned();
-    SentinelStatus { address: address.to_string(), says, up: false }
 }

@@ -7,6 +7,7 @@ use std::{future::pending, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -27,8 +28,8 @@ const MIN_GAP: Duration = Duration::from_millis(5);
 /// One check that ended, as the monitor gets it.
 #[derive(Debug)]
 pub(super) struct Report {
-    /// The backend's place in its pool.
-    pub(super) place: usize,
+    /// The probe that found it: a backend keeps its place no longer than the config does.
+    pub(super) probe: u64,
     /// When this was found.
     pub(super) at: Instant,
     /// How long it has taken.
@@ -41,15 +42,56 @@ pub(super) struct Report {
     pub(super) words: Option<String>,
 }
 
+/// What a pool's probes share.
+#[derive(Clone)]
+pub(super) struct Desk {
+    pub(super) auth: Option<Arc<Auth>>,
+    pub(super) check: Check,
+    pub(super) reports: mpsc::Sender<Report>,
+    pub(super) hints: Hints,
+}
+
+/// One backend's probe. It ends when this is dropped.
+pub(super) struct Watch {
+    pub(super) id: u64,
+    /// How the backend is reached.
+    pub(super) route: Arc<Route>,
+    pub(super) pace: Arc<Pace>,
+    waiting: Option<Probe>,
+    running: Option<AbortHandle>,
+}
+
+impl Watch {
+    /// A probe whose reports carry this id. It does not run yet.
+    pub(super) fn new(id: u64, backend: &Backend, desk: Desk) -> Self {
+        let pace = Arc::new(Pace::new(desk.check.fast_interval));
+        let route = Arc::new(Route::new(backend.address.clone(), desk.check.timeout));
+        let probe = Probe::new(id, route.clone(), pace.clone(), desk);
+        Self { id, route, pace, waiting: Some(probe), running: None }
+    }
+
+    /// Starts it, once.
+    pub(super) fn start(&mut self, tasks: &mut JoinSet<()>) {
+        if let Some(probe) = self.waiting.take() {
+            self.running = Some(tasks.spawn(probe.run()));
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(running) = &self.running {
+            running.abort();
+        }
+    }
+}
+
 /// Sends checks to one backend and reports to its pool's monitor, until that is gone.
-pub(super) struct Probe {
-    place: usize,
+struct Probe {
+    id: u64,
     route: Arc<Route>,
-    auth: Option<Arc<Auth>>,
-    check: Check,
-    reports: mpsc::Sender<Report>,
     pace: Arc<Pace>,
-    hints: Hints,
+    desk: Desk,
     turn: Turn,
     /// Timeouts in a row of the check that has not ended.
     silences: u32,
@@ -84,32 +126,16 @@ enum Over {
 }
 
 impl Probe {
-    /// A probe for the backend at this place of its pool.
-    pub(super) fn new(
-        place: usize,
-        backend: Backend,
-        auth: Option<Auth>,
-        check: Check,
-        reports: mpsc::Sender<Report>,
-        pace: Arc<Pace>,
-        hints: Hints,
-    ) -> Self {
-        let route = Arc::new(Route::new(backend.address, check.timeout));
-        let (auth, turn, silences) = (auth.map(Arc::new), Turn::Idle(None), 0);
-        Self { place, route, auth, check, reports, pace, hints, turn, silences }
-    }
-
-    /// How the backend is reached.
-    pub(super) fn route(&self) -> Arc<Route> {
-        self.route.clone()
+    fn new(id: u64, route: Arc<Route>, pace: Arc<Pace>, desk: Desk) -> Self {
+        Self { id, route, pace, desk, turn: Turn::Idle(None), silences: 0 }
     }
 
     /// Checks at the pool's pace, and at once when that is asked for or the kept connection is cut.
-    pub(super) async fn run(mut self) {
+    async fn run(mut self) {
         loop {
             let started = Instant::now();
             let report = self.check().await;
-            if self.reports.send(report).await.is_err() {
+            if self.desk.reports.send(report).await.is_err() {
                 return;
             }
             let link = match &mut self.turn {
@@ -126,7 +152,7 @@ impl Probe {
                 () = sleep_until(self.pace.next(started)) => {}
                 () = self.pace.asked() => sleep_until(started + MIN_GAP).await,
                 () = cut => {
-                    self.hints.give(Hint::CheckCut);
+                    self.desk.hints.give(Hint::CheckCut);
                     sleep_until(started + MIN_GAP).await;
                 }
             }
@@ -141,7 +167,7 @@ impl Probe {
                 Turn::Asking(asking) => asking,
             };
             let Asking { since, over, .. } = asking;
-            let answered = timeout(self.check.timeout, &mut asking.answer).await;
+            let answered = timeout(self.desk.check.timeout, &mut asking.answer).await;
             let (observation, words) = match answered {
                 Ok((_, Err(problem))) if problem.failure == Failure::Cut && over != Over::New => {
                     // That proves nothing about the backend: ask again on a new connection.
@@ -158,7 +184,7 @@ impl Probe {
                 }
                 Err(_) => {
                     self.silences += 1;
-                    if over == Over::Proven && self.silences < self.check.fall {
+                    if over == Over::Proven && self.silences < self.desk.check.fall {
                         self.turn = Turn::Asking(asking);
                     } else {
                         // Long enough: start anew, should only this connection be dead.
@@ -173,14 +199,14 @@ impl Probe {
             let at = Instant::now();
             let goes_on = matches!(self.turn, Turn::Asking(_));
             let took = at - since;
-            return Report { place: self.place, at, took, goes_on, observation, words };
+            return Report { probe: self.id, at, took, goes_on, observation, words };
         }
     }
 
     /// A check over the kept connection, or else over a new one.
     fn ask(&self, kept: Option<Box<Link>>) -> Asking {
-        let (route, auth) = (self.route.clone(), self.auth.clone());
-        let patience = self.check.patience();
+        let (route, auth) = (self.route.clone(), self.desk.auth.clone());
+        let patience = self.desk.check.patience();
         let over = match &kept {
             Some(link) if link.is_proven() => Over::Proven,
             Some(_) => Over::Kept,

@@ -10,7 +10,7 @@ use redis::{
 use secrecy::ExposeSecret;
 use tokio::{
     sync::{Notify, mpsc},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::warn;
@@ -79,9 +79,10 @@ pub(super) enum News {
     Silent { place: usize, asked: Instant, why: String, gone: bool },
 }
 
-/// All Sentinels of a pool.
+/// All Sentinels of a pool. They are heard until this is dropped.
 pub(super) struct Sentinels {
     tasks: Vec<Sentinel>,
+    running: Vec<AbortHandle>,
     questions: Vec<Arc<Notify>>,
 }
 
@@ -119,19 +120,23 @@ impl Sentinels {
             news: news.clone(),
             question: Arc::clone(question),
         });
-        (Self { tasks: tasks.collect(), questions }, receiver)
+        (Self { tasks: tasks.collect(), running: Vec::new(), questions }, receiver)
     }
 
     /// Starts to listen, once.
     pub(super) fn spawn(&mut self, tasks: &mut JoinSet<()>) {
-        for sentinel in self.tasks.drain(..) {
-            tasks.spawn(sentinel.run());
-        }
+        self.running.extend(self.tasks.drain(..).map(|sentinel| tasks.spawn(sentinel.run())));
     }
 
     /// Asks all of them at once.
     pub(super) fn ask_now(&self) {
         self.questions.iter().for_each(|question| question.notify_one());
+    }
+}
+
+impl Drop for Sentinels {
+    fn drop(&mut self) {
+        self.running.iter().for_each(AbortHandle::abort);
     }
 }
 

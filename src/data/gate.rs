@@ -6,12 +6,15 @@ use std::{
     num::NonZero,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 use tracing::warn;
 
 use crate::{
@@ -30,12 +33,20 @@ const BURST: Duration = Duration::from_millis(100);
 pub struct Total {
     open: AtomicUsize,
     max: AtomicUsize,
+    empty: Notify,
 }
 
 impl Total {
     /// Lets so many in.
     pub fn new(max: usize) -> Self {
-        Self { open: AtomicUsize::new(0), max: AtomicUsize::new(max) }
+        Self { open: AtomicUsize::new(0), max: AtomicUsize::new(max), empty: Notify::new() }
+    }
+
+    /// Waits until nobody is in. For one task only.
+    pub async fn wait_empty(&self) {
+        while self.open.load(Ordering::Relaxed) > 0 {
+            self.empty.notified().await;
+        }
     }
 
     /// From now on so many; those who are in stay.
@@ -50,6 +61,8 @@ pub struct Gate {
     listener: Arc<str>,
     total: Arc<Total>,
     open: AtomicUsize,
+    empty: Notify,
+    closed: AtomicBool,
     /// How many there are from each address. Only counted where that is limited.
     sources: Mutex<HashMap<IpAddr, u32>>,
     opened: Instant,
@@ -73,6 +86,8 @@ impl Gate {
             listener,
             total,
             open: AtomicUsize::new(0),
+            empty: Notify::new(),
+            closed: AtomicBool::new(false),
             sources: Mutex::default(),
             opened: Instant::now(),
             next: AtomicU64::new(0),
@@ -95,8 +110,29 @@ impl Gate {
     }
 
     pub(super) fn leave(&self) {
-        self.total.open.fetch_sub(1, Ordering::Relaxed);
-        self.open.fetch_sub(1, Ordering::Relaxed);
+        let total = &self.total;
+        for (open, empty) in [(&total.open, &total.empty), (&self.open, &self.empty)] {
+            if open.fetch_sub(1, Ordering::Relaxed) == 1 {
+                empty.notify_one();
+            }
+        }
+    }
+
+    /// Waits until nobody is in. For one task only.
+    pub async fn wait_empty(&self) {
+        while self.open.load(Ordering::Relaxed) > 0 {
+            self.empty.notified().await;
+        }
+    }
+
+    /// Clients may wait for a backend no longer. Those who do are let go with the next wake of the
+    /// hold.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Whether a client may come from this address. If it is counted there, which the answer tells,

@@ -2,7 +2,7 @@
 //! at the cost of its socket alone. They wait on a thread of their own, which has nothing else to do.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, mpsc},
@@ -25,7 +25,7 @@ const GONE: PollFlags =
 /// All clients that wait, by listener.
 #[derive(Debug)]
 pub struct Holds {
-    queues: Vec<VecDeque<Parked>>,
+    queues: BTreeMap<usize, VecDeque<Parked>>,
     returned: mpsc::Receiver<Parked>,
     wake: Arc<OwnedFd>,
 }
@@ -56,11 +56,11 @@ impl Returns {
 }
 
 impl Holds {
-    /// One queue for each listener.
-    pub fn new(listeners: usize) -> io::Result<(Self, Returns)> {
+    /// Nobody waits.
+    pub fn new() -> io::Result<(Self, Returns)> {
         let (sessions, returned) = mpsc::channel();
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let queues = (0..listeners).map(|_| VecDeque::new()).collect();
+        let queues = BTreeMap::new();
         Ok((Self { queues, returned, wake: wake.clone() }, Returns { sessions, wake }))
     }
 
@@ -88,7 +88,7 @@ impl Holds {
             if stop.is_cancelled() {
                 return Ok(());
             }
-            let held = self.queues.iter().flatten();
+            let held = self.queues.values().flatten();
             let mut fds: Vec<_> = [PollFd::new(&self.wake, PollFlags::IN)]
                 .into_iter()
                 .chain(held.map(|session| PollFd::from_borrowed_fd(session.as_fd(), GONE)))
@@ -107,14 +107,14 @@ impl Holds {
 
     /// How long until the next one has waited for long enough.
     fn timeout(&self) -> Option<Duration> {
-        let next = self.queues.iter().flatten().map(deadline).min()?;
+        let next = self.queues.values().flatten().map(deadline).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
     /// Lets those go who gave up, by their place in all queues.
     fn drop_gone(&mut self, gone: &[bool]) {
         let mut gone = gone.iter().copied();
-        for queue in &mut self.queues {
+        for queue in self.queues.values_mut() {
             for session in std::mem::take(queue) {
                 if gone.next().unwrap_or(false) {
                     session.leave_hold().close(CloseReason::ClientClosed);
@@ -133,13 +133,15 @@ impl Holds {
             self.insert(session, workers);
         }
         let now = Instant::now();
-        for queue in &mut self.queues {
+        for queue in self.queues.values_mut() {
             let Some(shared) = queue.front().map(|session| session.shared().clone()) else {
                 continue;
             };
             let serves = shared.view.borrow().verdict.served().is_some();
             for session in std::mem::take(queue) {
-                if serves {
+                if shared.gate.is_closed() {
+                    session.leave_hold().close(CloseReason::Shutdown);
+                } else if serves {
                     workers.take(session.leave_hold());
                 } else if deadline(&session) <= now {
                     dismiss(session.leave_hold(), CloseReason::HoldTimeout, workers);
@@ -148,6 +150,7 @@ impl Holds {
                 }
             }
         }
+        self.queues.retain(|_, queue| !queue.is_empty());
     }
 
     fn insert(&mut self, session: Parked, workers: &Workers) {
@@ -159,7 +162,7 @@ impl Holds {
             }
             return dismiss(session, CloseReason::Refused, workers);
         }
-        let queue = &mut self.queues[shared.place];
+        let queue = self.queues.entry(shared.place).or_default();
         if queue.len() >= rules.max {
             return dismiss(session, CloseReason::HoldFull, workers);
         }

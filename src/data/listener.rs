@@ -2,7 +2,8 @@
 
 use std::{io, net::TcpListener as StdTcpListener, sync::Arc};
 
-use tokio::{net::TcpListener, task::yield_now, time::sleep};
+use tokio::{net::TcpListener, select, sync::watch, task::yield_now, time::sleep};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
@@ -18,32 +19,51 @@ const TURN: usize = 32;
 #[derive(Debug)]
 pub struct Listener<S = StdTcpListener> {
     socket: S,
-    shared: Arc<Shared>,
+    /// What those share who come from now on.
+    shared: watch::Receiver<Arc<Shared>>,
+    stop: CancellationToken,
 }
 
 impl Listener {
-    /// Accepts nothing yet.
-    pub fn new(socket: StdTcpListener, shared: Arc<Shared>) -> Self {
-        Self { socket, shared }
+    /// Accepts nothing yet, and nothing more after the stop.
+    pub fn new(
+        socket: StdTcpListener,
+        shared: watch::Receiver<Arc<Shared>>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { socket, shared, stop }
     }
 
     /// Gets ready to accept on the worker that runs here.
     pub(super) fn register(self) -> io::Result<Listener<TcpListener>> {
-        Ok(Listener { socket: TcpListener::from_std(self.socket)?, shared: self.shared })
+        let Self { socket, shared, stop } = self;
+        Ok(Listener { socket: TcpListener::from_std(socket)?, shared, stop })
     }
 }
 
 impl Listener<TcpListener> {
-    /// Accepts until it is dropped, whatever goes wrong with a client.
+    /// Accepts until the stop, whatever goes wrong with a client.
     pub(super) async fn run(self, here: Here) {
-        let Self { socket, shared } = self;
+        let stop = self.stop.clone();
+        select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = self.accept(here) => {}
+        }
+    }
+
+    async fn accept(self, here: Here) {
         let mut failing = false;
         loop {
             for _ in 0..TURN {
-                if let Some(rate) = shared.admission.accept_rate {
-                    shared.gate.turn(rate).await;
+                let rate = self.shared.borrow().admission.accept_rate;
+                if let Some(rate) = rate {
+                    let gate = self.shared.borrow().gate.clone();
+                    gate.turn(rate).await;
                 }
-                match socket.accept().await {
+                let accepted = self.socket.accept().await;
+                let shared = self.shared.borrow().clone();
+                match accepted {
                     Ok((client, peer)) => {
                         if failing {
                             failing = false;

@@ -16,10 +16,10 @@ use tokio::{
 
 use super::{
     flow::{Broken, Flow},
-    session::Shared,
+    session::Account,
 };
 use crate::{
-    metrics::{CloseReason, Moved, Tally},
+    metrics::{CloseReason, Moved},
     net,
     topology::{Hint, Revoked},
 };
@@ -55,10 +55,8 @@ pub(super) struct Relay<'a> {
     revoked: Revoked,
     up: Flow,
     down: Flow,
-    shared: &'a Shared,
-    /// The session's own count, and its worker's.
-    moved: &'a mut Moved,
-    tally: &'a Tally,
+    account: &'a mut Account,
+    worker: usize,
     timers: Option<Box<Timers>>,
     /// The side whose FIN came first.
     first_closed: Option<CloseReason>,
@@ -71,9 +69,8 @@ impl<'a> Relay<'a> {
         client: &'a mut TcpStream,
         backend: TcpStream,
         revoked: Revoked,
-        shared: &'a Shared,
-        moved: &'a mut Moved,
-        tally: &'a Tally,
+        account: &'a mut Account,
+        worker: usize,
     ) -> Self {
         Self {
             client,
@@ -81,9 +78,8 @@ impl<'a> Relay<'a> {
             revoked,
             up: Flow::default(),
             down: Flow::default(),
-            shared,
-            moved,
-            tally,
+            account,
+            worker,
             timers: None,
             first_closed: None,
             sent_before_fin: false,
@@ -91,8 +87,8 @@ impl<'a> Relay<'a> {
     }
 
     fn count(&mut self, turn: Moved) {
-        *self.moved += turn;
-        self.tally.add(turn);
+        self.account.moved += turn;
+        self.account.shared.metrics.tallies[self.worker].add(turn);
     }
 
     /// Passes on the first FIN of the two. The second one needs no passing on, the close does it: the
@@ -119,14 +115,19 @@ impl<'a> Relay<'a> {
             timers.quiet = None;
         }
         match Pin::new(to).poll_shutdown(cx) {
-            Poll::Ready(Err(_)) => Some(broken),
+            Poll::Ready(Err(_)) => {
+                if broken == CloseReason::BackendReset {
+                    self.account.shared.hints.give(Hint::BackendReset);
+                }
+                Some(broken)
+            }
             _ => None,
         }
     }
 
     /// Whether nothing has moved for as long as the listener allows. If not, looks again in time.
     fn has_timed_out(&mut self, cx: &mut Context<'_>, moved: bool) -> Option<CloseReason> {
-        let timeouts = &self.shared.timeouts;
+        let timeouts = &self.account.shared.timeouts;
         let (limit, reason) = match self.first_closed {
             None => (timeouts.idle, CloseReason::IdleTimeout),
             Some(_) => (timeouts.half_close, CloseReason::HalfCloseTimeout),
@@ -152,7 +153,7 @@ impl<'a> Relay<'a> {
 
     /// Whether checks have confirmed the lease of late. If not, looks again soon.
     fn is_confirmed(&mut self, cx: &mut Context<'_>) -> bool {
-        while self.revoked.lease().unconfirmed_for() > self.shared.lease_patience {
+        while self.revoked.lease().unconfirmed_for() > self.account.shared.lease_patience {
             let stalled = &mut self.timers.get_or_insert_default().stalled;
             let look = stalled.get_or_insert_with(|| Box::pin(sleep(STALL_LOOK)));
             if look.as_mut().poll(cx).is_pending() {
@@ -214,7 +215,7 @@ impl Future for Relay<'_> {
         };
         let hint = |bytes: &[u8]| {
             if bytes.starts_with(READ_ONLY) {
-                this.shared.hints.give(Hint::ReadOnly);
+                this.account.shared.hints.give(Hint::ReadOnly);
             }
         };
         let down = this.down.poll(cx, &mut this.backend, this.client, &mut turn.down, hint);
@@ -231,6 +232,7 @@ impl Future for Relay<'_> {
             }
             // A write breaks only when nothing more can come. What has come is delivered after.
             (Poll::Ready(Err(Broken::Receiver)), _) | (_, Poll::Ready(Err(Broken::Sender))) => {
+                this.account.shared.hints.give(Hint::BackendReset);
                 return Poll::Ready(CloseReason::BackendReset);
             }
             _ => {}

@@ -40,7 +40,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct Shared {
     /// The listener's name.
     pub listener: Arc<str>,
-    /// The listener's place in the config.
+    /// The listener's number, which no other has in this process.
     pub place: usize,
     /// The pool's name.
     pub pool: Arc<str>,
@@ -116,6 +116,11 @@ impl Session {
         Some(Self { client, account })
     }
 
+    /// The place of its listener.
+    pub(super) fn place(&self) -> usize {
+        self.account.shared.place
+    }
+
     /// Leaves the worker. `None` if the system does not let it go, which closes it.
     pub(super) fn park(self) -> Option<Parked> {
         let Self { client, account } = self;
@@ -153,16 +158,11 @@ impl Session {
                     return self.account.close(reason);
                 }
             };
-            let shared = &*self.account.shared;
-            let tally = &shared.metrics.tallies[load.worker()];
-            let moved = &mut self.account.moved;
-            let mut relay = Relay::new(&mut self.client, backend, revoked, shared, moved, tally);
+            let (client, account) = (&mut self.client, &mut self.account);
+            let mut relay = Relay::new(client, backend, revoked, account, load.worker());
             let reason = (&mut relay).await;
             match reason {
                 CloseReason::Revoked | CloseReason::BackendReset => {
-                    if reason == CloseReason::BackendReset {
-                        self.account.shared.hints.give(Hint::BackendReset);
-                    }
                     Box::pin(relay.reset_and_deliver()).await;
                     net::reset(self.client);
                 }
@@ -247,13 +247,13 @@ impl AsFd for Parked {
 
 /// What is known of a session. However the session ends, dropping this counts its end once.
 #[derive(Debug)]
-struct Account {
-    shared: Arc<Shared>,
+pub(super) struct Account {
+    pub(super) shared: Arc<Shared>,
     peer: (IpAddr, u16),
     /// What it was last connected to, or tried.
     served: Option<Arc<Served>>,
     opened: Instant,
-    moved: Moved,
+    pub(super) moved: Moved,
     /// In milliseconds since it was opened.
     held_after: Option<u32>,
     /// It is counted among those who wait.

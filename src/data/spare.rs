@@ -16,6 +16,7 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     net::{self, Tuning},
@@ -43,6 +44,8 @@ pub struct Spares {
     shelves: Vec<Shelf>,
     /// How many wait now.
     ready: IntGauge,
+    /// When a new config brings others.
+    stop: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -80,7 +83,13 @@ impl Spares {
             found_closed: AtomicBool::new(false),
         };
         let shelves = (0..workers).map(shelf).collect();
-        Self { view, connect_timeout, tuning, shelves, ready }
+        let stop = CancellationToken::new();
+        Self { view, connect_timeout, tuning, shelves, ready, stop }
+    }
+
+    /// Gives up those that wait, and makes no more.
+    pub fn stop(&self) {
+        self.stop.cancel();
     }
 
     /// One that was made under this lease and still is as the backend left it; `None` if there is
@@ -108,9 +117,19 @@ impl Spares {
         self.shelves[worker].size > 0
     }
 
-    /// Keeps the worker's shelf full, and everything on it fit for use.
+    /// Keeps the worker's shelf full, and everything on it fit for use, until the stop.
     pub(super) async fn keep(self: Arc<Self>, worker: usize) {
         let shelf = &self.shelves[worker];
+        select! {
+            biased;
+            () = self.stop.cancelled() => {}
+            () = self.follow(shelf) => {}
+        }
+        self.discard(shelf, |_| true);
+    }
+
+    /// Until the pool is not watched any more.
+    async fn follow(&self, shelf: &Shelf) {
         let mut view = self.view.clone();
         loop {
             let now = view.borrow_and_update().clone();

@@ -1,13 +1,20 @@
 //! Worker threads: each runs its share of the sessions on a runtime of its own.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 use prometheus::IntGauge;
+use slab::Slab;
 use tokio::{
     runtime, select,
-    sync::{Notify, mpsc, oneshot},
-    task::JoinSet,
-    time::timeout,
+    sync::{mpsc, oneshot},
+    task::{AbortHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -27,7 +34,11 @@ pub const MAX_PIPES: usize = pipe::MAX;
 
 /// The sending side of all workers.
 #[derive(Clone, Debug)]
-pub struct Workers(Arc<[Arc<Worker>]>);
+pub struct Workers {
+    all: Arc<[Arc<Worker>]>,
+    /// The one that gets the next listening socket.
+    next: Arc<AtomicUsize>,
+}
 
 #[derive(Debug)]
 struct Worker {
@@ -35,21 +46,25 @@ struct Worker {
     queue: mpsc::Sender<Job>,
     /// Those that it has or that wait for it.
     sessions: IntGauge,
-    /// Told when one has ended.
-    ended: Notify,
+    /// Those that it runs.
+    running: Mutex<Slab<Running>>,
+}
+
+/// A session's task, and the place of its listener.
+#[derive(Debug)]
+struct Running {
+    task: AbortHandle,
+    listener: usize,
 }
 
 impl Worker {
     fn add_load(self: &Arc<Self>) -> Load {
         self.sessions.inc();
-        Load(self.clone())
+        Load { worker: self.clone(), place: NOWHERE }
     }
 
-    /// Waits until it has no session any more.
-    async fn wait_empty(&self) {
-        while self.sessions.get() > 0 {
-            self.ended.notified().await;
-        }
+    fn running(&self) -> MutexGuard<'_, Slab<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -62,12 +77,11 @@ enum Job {
 
 impl Workers {
     /// Starts a thread for each of these gauges, which show its sessions. Each goes on until `stop`,
-    /// then for `grace` or until its last session has ended, and then cuts what is left. Each has so
-    /// many `pipes` at the most. The receivers resolve when a thread ends.
+    /// and then cuts what is left. Each has so many `pipes` at the most. The receivers resolve when a
+    /// thread ends.
     pub fn start(
         sessions: Vec<IntGauge>,
         stop: &CancellationToken,
-        grace: Duration,
         pipes: usize,
     ) -> io::Result<(Self, Vec<oneshot::Receiver<()>>)> {
         let (workers, queues): (Vec<_>, Vec<_>) = sessions
@@ -75,12 +89,12 @@ impl Workers {
             .enumerate()
             .map(|(number, sessions)| {
                 let (queue, jobs) = mpsc::channel(QUEUE);
-                (Arc::new(Worker { number, queue, sessions, ended: Notify::new() }), jobs)
+                (Arc::new(Worker { number, queue, sessions, running: Mutex::default() }), jobs)
             })
             .unzip();
-        let workers = Self(workers.into());
+        let workers = Self { all: workers.into(), next: Arc::default() };
         let mut ended = Vec::new();
-        for (worker, jobs) in workers.0.iter().zip(queues) {
+        for (worker, jobs) in workers.all.iter().zip(queues) {
             let (ending, end) = oneshot::channel();
             // What other threads wake goes first: sessions whose lease is revoked, before any other
             // moves a byte and before new ones are accepted.
@@ -93,7 +107,7 @@ impl Workers {
             let stop = stop.clone();
             thread::Builder::new().name(format!("rolegate-data-{number}")).spawn(move || {
                 Pipe::allow(pipes);
-                runtime.block_on(work(here, jobs, stop, grace));
+                runtime.block_on(work(here, jobs, stop));
                 // Cuts the sessions that are left.
                 drop(runtime);
                 drop(ending);
@@ -103,24 +117,43 @@ impl Workers {
         Ok((workers, ended))
     }
 
-    /// Lets each listener accept on one of the workers, in turn.
-    pub async fn accept(&self, listeners: Vec<Listener>) {
-        for (listener, worker) in listeners.into_iter().zip(self.0.iter().cycle()) {
-            // A worker without a receiver has ended, which ends the process.
-            let _ = worker.queue.send(Job::Accept(listener)).await;
-        }
+    /// Lets the listener accept on one of the workers, each of which gets one in turn.
+    pub async fn accept(&self, listener: Listener) {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let worker = &self.all[turn % self.all.len()];
+        // A worker without a receiver has ended, which ends the process.
+        let _ = worker.queue.send(Job::Accept(listener)).await;
+    }
+
+    /// How many sessions of the listener at this place run, or of all.
+    pub fn running(&self, listener: Option<usize>) -> usize {
+        self.tasks(listener).len()
+    }
+
+    /// Closes so many of them.
+    pub fn close(&self, listener: Option<usize>, count: usize) {
+        self.tasks(listener).iter().take(count).for_each(AbortHandle::abort);
+    }
+
+    fn tasks(&self, listener: Option<usize>) -> Vec<AbortHandle> {
+        let is_meant = |running: &&Running| listener.is_none_or(|place| place == running.listener);
+        let tasks = |worker: &Arc<Worker>| -> Vec<_> {
+            let running = worker.running();
+            running.iter().map(|(_, r)| r).filter(is_meant).map(|r| r.task.clone()).collect()
+        };
+        self.all.iter().flat_map(tasks).collect()
     }
 
     /// Lets each worker keep its spare connections.
     pub async fn keep(&self, spares: &Arc<Spares>) {
-        for worker in self.0.iter().filter(|worker| spares.has_shelf(worker.number)) {
+        for worker in self.all.iter().filter(|worker| spares.has_shelf(worker.number)) {
             let _ = worker.queue.send(Job::Keep(spares.clone())).await;
         }
     }
 
     /// Gives the session to the worker that has the fewest. Blocks while its queue is full.
     pub(super) fn take(&self, session: Parked) {
-        if let Some(worker) = self.0.iter().min_by_key(|worker| worker.sessions.get()) {
+        if let Some(worker) = self.all.iter().min_by_key(|worker| worker.sessions.get()) {
             // After a stop there is no receiver; dropping the session closes it.
             let _ = worker.queue.blocking_send(Job::Serve(session, worker.add_load()));
         }
@@ -138,7 +171,7 @@ impl Here {
     /// Runs the session here, or gives it to a worker that has fewer.
     pub(super) fn take(&self, session: Session) {
         let own = &self.worker;
-        let other = self.workers.0.iter().min_by_key(|worker| worker.sessions.get());
+        let other = self.workers.all.iter().min_by_key(|worker| worker.sessions.get());
         let fewer = other.filter(|other| other.sessions.get() < own.sessions.get());
         // One that is too busy to take more gets none.
         match fewer.and_then(|other| Some((other.queue.try_reserve().ok()?, other.add_load()))) {
@@ -158,18 +191,24 @@ fn resume(session: Parked, load: Load) {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "its load tracks it, which costs no memory")]
-fn serve(session: Session, load: Load) {
-    tokio::spawn(session.run(load));
+#[expect(clippy::disallowed_methods, reason = "its worker's slab tracks it")]
+fn serve(session: Session, mut load: Load) {
+    let worker = load.worker.clone();
+    let listener = session.place();
+    let mut running = worker.running();
+    let entry = running.vacant_entry();
+    load.place = u32::try_from(entry.key()).unwrap_or(NOWHERE);
+    entry.insert(Running { task: tokio::spawn(session.run(load)).abort_handle(), listener });
 }
 
-async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken, grace: Duration) {
+async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     loop {
         let job = select! {
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => return,
             job = jobs.recv() => job,
-            Some(_) = tasks.join_next() => None,
+            // One that was told to end is no loss.
+            Some(Err(_)) = tasks.join_next() => None,
         };
         match job {
             Some(Job::Accept(listener)) => match listener.register() {
@@ -181,32 +220,33 @@ async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken
             None => return,
         }
     }
-    tasks.shutdown().await;
-    // Those that were accepted before the stop are sessions like the others.
-    jobs.close();
-    while let Some(job) = jobs.recv().await {
-        if let Job::Serve(session, load) = job {
-            resume(session, load);
-        }
-    }
-    let _ = timeout(grace, here.worker.wait_empty()).await;
 }
+
+/// The place of a load that no session runs with yet.
+const NOWHERE: u32 = u32::MAX;
 
 /// One session's share of a worker's load.
 #[derive(Debug)]
-pub(super) struct Load(Arc<Worker>);
+pub(super) struct Load {
+    worker: Arc<Worker>,
+    /// Where the worker has its task.
+    place: u32,
+}
 
 impl Load {
     /// The worker's number.
     pub(super) fn worker(&self) -> usize {
-        self.0.number
+        self.worker.number
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.0.sessions.dec();
-        self.0.ended.notify_one();
+        self.worker.sessions.dec();
+        if self.place != NOWHERE {
+            let place = usize::try_from(self.place).unwrap_or(usize::MAX);
+            drop(self.worker.running().try_remove(place));
+        }
     }
 }
 
@@ -219,12 +259,12 @@ mod tests {
     fn a_session_that_panics_takes_no_other_with_it() {
         let sessions = IntGauge::new("sessions", "Sessions.").unwrap();
         let (queue, _) = mpsc::channel(1);
-        let ended = Notify::new();
-        let worker = Arc::new(Worker { number: 0, queue, sessions: sessions.clone(), ended });
+        let running = Mutex::default();
+        let worker = Arc::new(Worker { number: 0, queue, sessions: sessions.clone(), running });
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let load = worker.add_load();
-            tokio::spawn(async move {
+            let broken = tokio::spawn(async move {
                 let _load = load;
                 panic!("as it should");
             });
@@ -234,8 +274,8 @@ mod tests {
                 drop(load);
                 "has gone on"
             });
+            assert!(broken.await.is_err_and(|error| error.is_panic()));
             assert_eq!(other.await.unwrap(), "has gone on");
-            worker.wait_empty().await;
         });
         assert_eq!(sessions.get(), 0, "the load of both is given back");
     }

@@ -15,7 +15,7 @@ pub enum OnUnexplainedHeir {
 }
 
 /// How a listener's clients wait while no backend is served.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hold {
     /// So long at the most; zero closes them at once.
     pub timeout: Duration,

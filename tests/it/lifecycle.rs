@@ -4,7 +4,8 @@ use std::{
     io::{BufRead, BufReader, ErrorKind},
     net::TcpListener,
     process::{Command, Stdio},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
@@ -139,4 +140,43 @@ fn a_congestion_control_that_the_system_has_not_ends_the_start() {
 fn sessions_work_with_the_congestion_control_of_the_config() {
     let (_node, _rolegate, mut client) = served("congestion: reno\n");
     assert_eq!(client.call(&["PING"]).unwrap().text(), "PONG");
+}
+
+#[test]
+fn ready_says_no_before_listeners_close() {
+    let (_node, mut rolegate, mut client) =
+        served("shutdown_timeout: 0s\ndrain: { delay: 1s, pace: 0s }\n");
+    let since = Instant::now();
+    rolegate.signal(Signal::TERM);
+    eventually("not ready", || (rolegate.get("/ready").0 == 503).then_some(()));
+    // As a client that has not heard of it.
+    assert_eq!(rolegate.client().call(&["PING"]).unwrap().text(), "PONG");
+    assert_eq!(client.call(&["PING"]).unwrap().text(), "PONG");
+    assert_eq!(rolegate.wait_exit(), Some(0));
+    assert!(since.elapsed() >= Duration::from_secs(1), "{:?}", since.elapsed());
+}
+
+#[test]
+fn what_is_left_is_closed_bit_by_bit() {
+    let (_node, mut rolegate, first) = served("shutdown_timeout: 2s\ndrain: { pace: 1500ms }\n");
+    let mut clients: Vec<_> = (0..60).map(|_| rolegate.client()).collect();
+    clients.push(first);
+    for client in &mut clients {
+        client.call(&["PING"]).unwrap();
+    }
+    let since = Instant::now();
+    rolegate.signal(Signal::TERM);
+    let ends = clients.into_iter().map(|mut client| {
+        thread::spawn(move || {
+            client.end();
+            since.elapsed()
+        })
+    });
+    let mut ends: Vec<_> =
+        ends.collect::<Vec<_>>().into_iter().map(|t| t.join().unwrap()).collect();
+    ends.sort();
+    let (first, last) = (ends[0], ends[60]);
+    assert!(first >= Duration::from_millis(490), "{ends:?}");
+    assert!(last - first >= Duration::from_secs(1), "{ends:?}");
+    assert_eq!(rolegate.wait_exit(), Some(0));
 }

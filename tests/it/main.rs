@@ -14,6 +14,7 @@ mod hold;
 mod lifecycle;
 mod limits;
 mod preconnect;
+mod reload;
 mod sentinel;
 mod support;
 mod traffic;

@@ -33,6 +33,12 @@ struct AddressBook {
 }
 
 impl AddressBook {
+    fn new(pool: &config::Pool, config: &config::Sentinel, routes: Vec<Arc<Route>>) -> Self {
+        let backends = pool.backends.iter().map(|backend| backend.address.clone()).enumerate();
+        let configured = config.announce.iter().cloned().chain(backends).collect();
+        Self { configured, routes }
+    }
+
     fn place_of(&self, address: &HostPort) -> Option<usize> {
         if let Some((place, _)) = self.configured.iter().find(|(_, known)| known == address) {
             return Some(*place);
@@ -55,16 +61,25 @@ impl PoolSentinels {
     ) -> Self {
         let (sentinels, news) = Sentinels::new(&pool.name, config, pool.check.timeout);
         let addresses: Vec<_> = config.addresses.iter().map(HostPort::to_string).collect();
-        let backends = pool.backends.iter().map(|backend| backend.address.clone()).enumerate();
-        let configured = config.announce.iter().cloned().chain(backends).collect();
         Self {
             council: Council::new(addresses.len(), config.quorum),
             view: SentinelView { starting: true, ..SentinelView::default() },
             sentinels,
             news,
             metrics: metrics.sentinels(&pool.name, &addresses),
-            book: AddressBook { configured, routes },
+            book: AddressBook::new(pool, config, routes),
         }
+    }
+
+    /// The pool has other backends from now on, with these routes.
+    pub(super) fn renumber(
+        &mut self,
+        pool: &config::Pool,
+        config: &config::Sentinel,
+        routes: Vec<Arc<Route>>,
+    ) {
+        self.book = AddressBook::new(pool, config, routes);
+        self.renew();
     }
 
     /// Starts to listen, once.

@@ -23,7 +23,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_rolegate");
 pub struct Rolegate {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Rolegate {
@@ -51,7 +51,7 @@ impl Rolegate {
                 sink.lock().unwrap().push(line);
             }
         });
-        let rolegate = Self { child, lines, _folder: folder };
+        let rolegate = Self { child, lines, folder };
         rolegate.wait_log("rolegate runs");
         rolegate
     }
@@ -61,6 +61,31 @@ impl Rolegate {
         let rolegate = Self::start(config);
         rolegate.wait_ready();
         rolegate
+    }
+
+    /// Puts another configuration in the place of the one that it was started with.
+    pub fn write_config(&self, config: &str) {
+        fs::write(self.folder.path().join("proxy.yaml"), config).unwrap();
+    }
+
+    /// Lets it read this configuration. True if it took that over.
+    pub fn reload(&self, config: &str) -> bool {
+        let count = |message: &str| self.log(message).len();
+        let before = (count("reloaded"), count("not reloaded"));
+        self.write_config(config);
+        self.signal(Signal::HUP);
+        eventually("the config is read again", || {
+            match (count("reloaded") - before.0, count("not reloaded") - before.1) {
+                (0, 0) => None,
+                (taken, _) => Some(taken > 0),
+            }
+        })
+    }
+
+    /// What the last reload changed, line by line.
+    pub fn changes(&self) -> Vec<String> {
+        let lines = self.log("reload");
+        lines.iter().map(|line| line["change"].as_str().unwrap().to_owned()).collect()
     }
 
     /// Where its first listener accepts.

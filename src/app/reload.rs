@@ -1,0 +1,136 @@
+//! Reads the config again, and the secrets that it names.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use tokio::{task::spawn_blocking, time::sleep};
+use tracing::{Level, error, info, warn};
+
+use super::{AppError, plan::Plan, running::Running};
+use crate::config::{Config, ConfigErrors, SeenFile};
+
+/// How often to look whether a file with a secret is another than the one that was read.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The config that runs, and the file from which the next one comes.
+pub(super) struct Reloader {
+    file: Arc<Path>,
+    config: Config,
+    limit: u64,
+    /// The last attempt to renew them failed.
+    failing: bool,
+}
+
+impl Reloader {
+    pub(super) fn new(config: Config, file: &Path, limit: u64) -> Self {
+        Self { file: file.into(), config, limit, failing: false }
+    }
+
+    /// The config that runs.
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Reads the config file and changes to what it says. Tells what changed, or else what is wrong,
+    /// which leaves everything as it was. The outer error ends the process.
+    pub(super) async fn reload(
+        &mut self,
+        running: &mut Running,
+        set_level: impl Fn(Level),
+    ) -> Result<Result<String, String>, AppError> {
+        let file = self.file.clone();
+        let read = move || Config::load(&file);
+        let result = self.change(running, read, set_level).await?;
+        match &result {
+            Ok(changes) => {
+                for change in changes.lines() {
+                    info!(change, "reload");
+                }
+                info!(file = %self.file.display(), "reloaded");
+            }
+            Err(errors) => {
+                for error in errors.lines() {
+                    error!(error, "cannot reload");
+                }
+                let advice = "the config that ran before goes on";
+                error!(file = %self.file.display(), advice, "not reloaded");
+            }
+        }
+        Ok(result)
+    }
+
+    /// Resolves when a file with a secret is another than the one that was read.
+    pub(super) async fn secrets_changed(&self) {
+        loop {
+            sleep(LOOK).await;
+            let files = self.config.source.files.clone();
+            if files.is_empty() {
+                continue;
+            }
+            // On a file system that hangs, one thread waits.
+            let changed = spawn_blocking(move || files.iter().any(SeenFile::has_changed));
+            if changed.await.unwrap_or(false) {
+                return;
+            }
+        }
+    }
+
+    /// Takes over what the files say now that the running config names; its own file may be half
+    /// written, and is not read.
+    pub(super) async fn renew_secrets(
+        &mut self,
+        running: &mut Running,
+        set_level: impl Fn(Level),
+    ) -> Result<(), AppError> {
+        let (file, text) = (self.file.clone(), self.config.source.text.clone());
+        let read = move || Config::parse(&file, &text);
+        match self.change(running, read, set_level).await? {
+            Ok(changes) => {
+                self.failing = false;
+                info!(changes, "took over a file that the config names");
+            }
+            // It may be half written. The next look comes soon.
+            Err(errors) => {
+                if !self.failing {
+                    let advice = "what was read before goes on";
+                    warn!(errors, advice, "cannot take over a file that the config names");
+                }
+                self.failing = true;
+            }
+        }
+        Ok(())
+    }
+
+    async fn change(
+        &mut self,
+        running: &mut Running,
+        read: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static,
+        set_level: impl Fn(Level),
+    ) -> Result<Result<String, String>, AppError> {
+        let new = match spawn_blocking(read).await {
+            Ok(Ok(new)) => new,
+            Ok(Err(errors)) => return Ok(Err(errors.to_string())),
+            Err(error) => return Ok(Err(format!("cannot read the config: {error}"))),
+        };
+        let base = &running.base;
+        let congestion = base.congestion.clone();
+        let planned = Plan::new(
+            new.clone(),
+            Some(running),
+            base.worker_count,
+            self.limit,
+            congestion.as_ref(),
+        );
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let changes = self.config.changes(&new);
+        running.apply(plan).await?;
+        set_level(new.log.level);
+        self.config = new;
+        if changes.is_empty() {
+            return Ok(Ok("nothing has changed".to_owned()));
+        }
+        Ok(Ok(changes.join("\n")))
+    }
+}

@@ -1,0 +1,419 @@
+//! What runs, and how a config changes it. The start is a change, too: from nothing.
+
+use std::{collections::HashMap, mem, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::{
+    AppError, drain,
+    plan::{Plan, Socket},
+};
+use crate::{
+    admin::{self, ListenerStatus, Shown},
+    config,
+    control::monitor::{Monitor, Orders},
+    data::{
+        gate::{Gate, Total},
+        hold::Returns,
+        listener,
+        session::Shared,
+        spare::Spares,
+        worker::Workers,
+    },
+    metrics::Metrics,
+    net::Tuning,
+    topology::Published,
+};
+
+/// How a part of the control plane ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Without being asked to; this is its name.
+    Lost(String),
+    /// As it was asked to.
+    Asked,
+    /// The listener of this name has no session any more.
+    Drained(Arc<str>),
+}
+
+/// Everything that a new config can change.
+pub(super) struct Running {
+    pub(super) base: Base,
+    /// What ended, and how.
+    pub(super) ends: JoinSet<End>,
+    pools: Vec<RunningPool>,
+    listeners: Vec<RunningListener>,
+    admin: Option<RunningAdmin>,
+    shown: watch::Sender<Arc<Shown>>,
+    state: Arc<admin::State>,
+    /// The number of the next listener.
+    next: usize,
+}
+
+/// What stays as long as the process.
+pub(super) struct Base {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) total: Arc<Total>,
+    pub(super) workers: Workers,
+    pub(super) worker_count: usize,
+    pub(super) returns: Returns,
+    pub(super) congestion: Option<Arc<str>>,
+    pub(super) state_dir: Option<PathBuf>,
+}
+
+struct RunningPool {
+    config: config::Pool,
+    published: Published,
+    orders: Orders,
+    spares: Arc<Spares>,
+}
+
+struct RunningListener {
+    config: config::Listener,
+    pool: Arc<str>,
+    place: usize,
+    sockets: Vec<Accepting>,
+    shared: watch::Sender<Arc<Shared>>,
+    gate: Arc<Gate>,
+    is_drained: bool,
+}
+
+struct Accepting {
+    socket: Socket,
+    stop: CancellationToken,
+}
+
+struct RunningAdmin {
+    socket: Socket,
+    stop: CancellationToken,
+}
+
+impl Running {
+    /// Nothing yet.
+    pub(super) fn new(base: Base, draining: CancellationToken) -> Self {
+        let (shown, out) = watch::channel(Arc::default());
+        let metrics = base.metrics.clone();
+        let state = admin::State { started: Instant::now(), metrics, shown: out, draining };
+        Self {
+            base,
+            ends: JoinSet::new(),
+            pools: Vec::new(),
+            listeners: Vec::new(),
+            admin: None,
+            shown,
+            state: Arc::new(state),
+            next: 0,
+        }
+    }
+
+    /// The sockets that listen, with the names of their listeners; the admin's has none.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (Option<&str>, &Socket)> {
+        let admin = self.admin.iter().map(|admin| (None, &admin.socket));
+        let listeners = self.listeners.iter().flat_map(|listener| {
+            let sockets = listener.sockets.iter();
+            sockets.map(|accepting| (Some(&*listener.config.name), &accepting.socket))
+        });
+        admin.chain(listeners)
+    }
+
+    /// Changes what runs to what the plan says. Nothing of it can be refused any more.
+    pub(super) async fn apply(&mut self, plan: Plan) -> Result<(), AppError> {
+        let Plan { config, sockets, admin, budget } = plan;
+        self.base.total.set_max(budget.connections);
+
+        let mut old = mem::take(&mut self.pools);
+        for pool in &config.pools {
+            let known = old.iter().position(|old| old.config.name == pool.name);
+            let running = match known {
+                Some(at) => self.change_pool(old.swap_remove(at), pool).await,
+                None => self.start_pool(pool).await,
+            };
+            self.pools.push(running);
+        }
+
+        let mut left = mem::take(&mut self.listeners);
+        let known: Vec<_> = config
+            .listeners
+            .iter()
+            .map(|listener| {
+                let pool = &self.pools[listener.pool].config.name;
+                let at = left.iter().position(|old| old.is(&listener.name, pool))?;
+                Some(left.swap_remove(at))
+            })
+            .collect();
+        // Before anybody else accepts at their sockets.
+        left.iter().for_each(RunningListener::stop);
+        for ((listener, known), sockets) in config.listeners.iter().zip(known).zip(sockets) {
+            let running = match known {
+                Some(known) => known.change(listener, &self.base, &self.pools),
+                None => self.new_listener(listener),
+            };
+            let running = self.accept(running, sockets).await?;
+            self.listeners.push(running);
+        }
+        for gone in left {
+            let is_replaced = self.listeners.iter().any(|now| now.config.name == gone.config.name);
+            // Sessions that lead to another pool than the listener does end at once.
+            let grace = if is_replaced { Duration::ZERO } else { config.shutdown_timeout };
+            self.retire(gone, Duration::ZERO, config.drain.pace, grace);
+        }
+        for gone in old {
+            gone.spares.stop();
+            gone.orders.end().await;
+        }
+        self.change_admin(admin)?;
+        self.show()
+    }
+
+    async fn start_pool(&mut self, pool: &config::Pool) -> RunningPool {
+        let state_dir = self.base.state_dir.as_deref();
+        let (monitor, published, orders) =
+            Monitor::new(pool.clone(), state_dir, &self.base.metrics);
+        let name = format!("the monitor of pool {}", pool.name);
+        self.ends.spawn(async move {
+            match monitor.run().await {
+                Ok(()) => End::Asked,
+                Err(_) => End::Lost(name),
+            }
+        });
+        let (mut view, returns) = (published.view.clone(), self.base.returns.clone());
+        self.ends.spawn(async move {
+            while view.changed().await.is_ok() {
+                returns.wake();
+            }
+            // Its monitor tells whether that is right.
+            End::Asked
+        });
+        let spares = self.base.spares(pool, &published).await;
+        RunningPool { config: pool.clone(), published, orders, spares }
+    }
+
+    async fn change_pool(&self, mut old: RunningPool, new: &config::Pool) -> RunningPool {
+        if old.config == *new {
+            return old;
+        }
+        let is_same =
+            |get: fn(&config::Pool) -> (usize, Duration, Duration)| get(&old.config) == get(new);
+        if !is_same(|pool| (pool.preconnect, pool.connect_timeout, pool.check.patience())) {
+            old.spares.stop();
+            old.spares = self.base.spares(new, &old.published).await;
+        }
+        old.orders.reconfigure(new.clone()).await;
+        old.config = new.clone();
+        old
+    }
+
+    /// Accepts nobody yet.
+    fn new_listener(&mut self, listener: &config::Listener) -> RunningListener {
+        let place = self.next;
+        self.next += 1;
+        let refusals = self.base.metrics.refusals(&listener.name);
+        let total = self.base.total.clone();
+        let gate = Arc::new(Gate::new(listener.name.clone(), total, refusals));
+        let pool = &self.pools[listener.pool];
+        let shared = self.base.shared(listener, pool, place, &gate);
+        RunningListener {
+            config: listener.clone(),
+            pool: pool.config.name.clone(),
+            place,
+            sockets: Vec::new(),
+            shared: watch::Sender::new(Arc::new(shared)),
+            gate,
+            is_drained: false,
+        }
+    }
+
+    /// Accepts at these sockets, and no others.
+    async fn accept(
+        &self,
+        mut running: RunningListener,
+        sockets: Vec<Socket>,
+    ) -> Result<RunningListener, AppError> {
+        let mut old = mem::take(&mut running.sockets);
+        for mut socket in sockets {
+            let known = old.iter().position(|accepting| accepting.socket.is(&socket));
+            if let Some(at) = known {
+                running.sockets.push(old.swap_remove(at));
+                continue;
+            }
+            let (listener, pool) = (&*running.config.name, &*running.pool);
+            info!(listener, address = %socket.address, pool, "listening");
+            let stop = CancellationToken::new();
+            let accepting = socket.take()?;
+            let accepting =
+                listener::Listener::new(accepting, running.shared.subscribe(), stop.clone());
+            self.base.workers.accept(accepting).await;
+            running.sockets.push(Accepting { socket, stop });
+        }
+        old.iter().for_each(|gone| gone.stop.cancel());
+        Ok(running)
+    }
+
+    /// Closes a listener after the delay, and lets its sessions end within `grace` from then.
+    fn retire(
+        &mut self,
+        mut gone: RunningListener,
+        delay: Duration,
+        pace: Duration,
+        grace: Duration,
+    ) {
+        let name = gone.config.name.clone();
+        let (workers, returns) = (self.base.workers.clone(), self.base.returns.clone());
+        self.ends.spawn(async move {
+            sleep(delay).await;
+            gone.stop();
+            // Closed when those who accept have stopped.
+            gone.sockets.clear();
+            drain::one(&workers, &returns, &gone.gate, gone.place, pace, grace).await;
+            End::Drained(name)
+        });
+    }
+
+    fn change_admin(&mut self, socket: Option<Socket>) -> Result<(), AppError> {
+        let old = self.admin.take();
+        let Some(mut socket) = socket else {
+            if let Some(old) = old {
+                old.stop.cancel();
+            }
+            return Ok(());
+        };
+        if let Some(old) = old {
+            if old.socket.is(&socket) {
+                self.admin = Some(old);
+                return Ok(());
+            }
+            old.stop.cancel();
+        }
+        info!(address = %socket.address, "admin listening");
+        let accepting = tokio::net::TcpListener::from_std(socket.take()?)?;
+        let stop = CancellationToken::new();
+        let (state, stopping) = (self.state.clone(), stop.clone());
+        self.ends.spawn(async move {
+            admin::run(accepting, state, stopping).await;
+            End::Asked
+        });
+        self.admin = Some(RunningAdmin { socket, stop });
+        Ok(())
+    }
+
+    /// Lets the admin show what runs now.
+    fn show(&self) -> Result<(), AppError> {
+        let listeners = self.listeners.iter().map(|listener| {
+            let place = self.pools.iter().position(|pool| pool.config.name == listener.pool);
+            let hold = listener.config.hold;
+            ListenerStatus {
+                name: listener.config.name.clone(),
+                pool: place.unwrap_or_default(),
+                role: listener.config.role,
+                hold: if hold.dry_run { Duration::ZERO } else { hold.timeout },
+                addresses: listener.sockets.iter().map(|one| one.socket.address).collect(),
+                is_drained: listener.is_drained,
+                metrics: self.base.metrics.listener(&listener.config.name),
+            }
+        });
+        let pools = self.pools.iter().map(|pool| pool.published.clone()).collect();
+        self.shown.send_replace(Arc::new(Shown { pools, listeners: listeners.collect() }));
+        Ok(())
+    }
+
+    /// Takes note of a part that ended. An error if it was not asked to.
+    pub(super) fn note_end(&self, end: Result<End, JoinError>) -> Result<(), AppError> {
+        match end {
+            Ok(End::Asked) => Ok(()),
+            Ok(End::Drained(name)) => {
+                if !self.listeners.iter().any(|listener| listener.config.name == name) {
+                    self.base.metrics.forget_listener(&name);
+                }
+                info!(listener = &*name, "listener is drained");
+                Ok(())
+            }
+            Ok(End::Lost(name)) => Err(AppError::Ended(name)),
+            Err(error) => Err(AppError::Ended(format!("a part of the control plane ({error})"))),
+        }
+    }
+
+    /// Closes the sockets of all listeners.
+    pub(super) fn stop_listening(&mut self) {
+        for listener in &mut self.listeners {
+            listener.stop();
+            listener.sockets.clear();
+        }
+    }
+}
+
+impl RunningListener {
+    /// Whether it goes on as the listener of this name in front of this pool.
+    fn is(&self, name: &str, pool: &str) -> bool {
+        *self.config.name == *name && *self.pool == *pool && !self.is_drained
+    }
+
+    fn stop(&self) {
+        self.sockets.iter().for_each(|accepting| accepting.stop.cancel());
+    }
+
+    /// The same with this config, for those who come from now on.
+    fn change(mut self, new: &config::Listener, base: &Base, pools: &[RunningPool]) -> Self {
+        let shared = base.shared(new, &pools[new.pool], self.place, &self.gate);
+        self.shared.send_replace(Arc::new(shared));
+        self.config = new.clone();
+        self
+    }
+}
+
+impl Base {
+    async fn spares(&self, pool: &config::Pool, published: &Published) -> Arc<Spares> {
+        let spares = Arc::new(Spares::new(
+            pool.preconnect,
+            self.worker_count,
+            published.view.clone(),
+            pool.connect_timeout,
+            self.tuning(pool),
+            self.metrics.preconnected(&pool.name),
+        ));
+        self.workers.keep(&spares).await;
+        spares
+    }
+
+    fn shared(
+        &self,
+        listener: &config::Listener,
+        pool: &RunningPool,
+        place: usize,
+        gate: &Arc<Gate>,
+    ) -> Shared {
+        let RunningPool { config: pool, published, spares, .. } = pool;
+        let failures = pool.backends.iter().map(|backend| {
+            let failures = self.metrics.connect_failures(&pool.name, &backend.name);
+            (backend.name.clone(), failures)
+        });
+        Shared {
+            listener: listener.name.clone(),
+            place,
+            pool: pool.name.clone(),
+            view: published.view.clone(),
+            connect_timeout: pool.connect_timeout,
+            tuning: self.tuning(pool),
+            lease_patience: pool.check.lease_patience(),
+            spares: spares.clone(),
+            gate: gate.clone(),
+            admission: listener.admission.clone(),
+            timeouts: listener.timeouts,
+            hold: listener.hold,
+            returns: self.returns.clone(),
+            hints: published.hints.clone(),
+            metrics: self.metrics.listener(&listener.name),
+            connect_failures: failures.collect::<HashMap<_, _>>(),
+        }
+    }
+
+    /// How sessions' connections to the pool's backends are treated.
+    fn tuning(&self, pool: &config::Pool) -> Tuning {
+        Tuning { patience: pool.check.patience(), congestion: self.congestion.clone() }
+    }
+}
