@@ -6,22 +6,30 @@ mod drain;
 mod plan;
 mod reload;
 mod running;
+mod stop;
+mod upgrade;
 
-use std::{io, num::NonZero, path::Path, sync::Arc, thread};
+use std::{future::pending, io, num::NonZero, path::Path, sync::Arc, thread};
 
-use tokio::{sync::oneshot, task::JoinSet, time::sleep};
+use tokio::{
+    sync::oneshot,
+    task::{JoinSet, spawn_blocking},
+};
 use tokio_util::sync::CancellationToken;
-use tracing::{Level, info, warn};
+use tracing::{Level, error, info, warn};
 
+pub use self::upgrade::Launch;
 use self::{
     plan::Plan,
     reload::Reloader,
     running::{Base, Running},
+    stop::{Cause, Data},
+    upgrade::Successor,
 };
 use crate::{
     config::{Bind, Config, DEFAULT_MAX_CONNECTIONS},
     data::{gate::Total, hold::Holds, worker::Workers},
-    lifecycle::{self, Asked, Signals},
+    lifecycle::{self, Asked, Signals, Supervisor, inherit::Inherited},
     metrics::Metrics,
     net,
 };
@@ -60,6 +68,16 @@ pub enum AppError {
         /// The limit.
         limit: u64,
     },
+    /// A pool is not served here, and another process serves it until this one takes over.
+    #[error(
+        "cannot take over: pool {pool} is not served here: {reason}; the process before goes on"
+    )]
+    NotServed {
+        /// Its name.
+        pool: Arc<str>,
+        /// Why it is not.
+        reason: Arc<str>,
+    },
     /// A metric is defined twice.
     #[error("defect of rolegate: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -71,9 +89,16 @@ pub enum AppError {
     Ended(String),
 }
 
-/// Runs the config of this file until a signal asks for the end. `set_level` changes what is logged.
-/// Must be called on the control plane's runtime.
-pub async fn run(config: Config, file: &Path, set_level: impl Fn(Level)) -> Result<(), AppError> {
+/// Runs the config of this file until a signal asks for the end. `launch` starts the next process when
+/// one is to take over, `inherited` is what this one was given, and `set_level` changes what is
+/// logged. Must be called on the control plane's runtime.
+pub async fn run(
+    config: Config,
+    file: &Path,
+    launch: Launch,
+    inherited: Inherited,
+    set_level: impl Fn(Level),
+) -> Result<(), AppError> {
     let mut signals = Signals::install()?;
     let count = match config.workers {
         Some(count) => count.get().try_into().unwrap_or(usize::MAX),
@@ -88,14 +113,19 @@ pub async fn run(config: Config, file: &Path, set_level: impl Fn(Level)) -> Resu
     }
     let limit = net::raise_descriptor_limit();
     let congestion = config.congestion.clone();
-    let plan = Plan::new(config.clone(), None, count, limit, congestion.as_ref())?;
+    let Inherited { sockets, unusable, predecessor } = inherited;
+    for what in unusable {
+        warn!(what, "a descriptor was passed that is no listening TCP socket");
+    }
+    let mut plan = Plan::new(config.clone(), None, sockets, count, limit, congestion.as_ref())?;
+    plan.takes_over = predecessor.is_some();
     warn_of_few(&plan, limit);
     let metrics = Arc::new(Metrics::new(count)?);
 
     let stop = CancellationToken::new();
-    let mut data = JoinSet::new();
+    let mut threads = JoinSet::new();
     let mut watch = |name: String, ended: oneshot::Receiver<()>| {
-        data.spawn(async move {
+        threads.spawn(async move {
             let _ = ended.await;
             name
         });
@@ -107,9 +137,7 @@ pub async fn run(config: Config, file: &Path, set_level: impl Fn(Level)) -> Resu
     }
     let (holds, returns) = Holds::new()?;
     let hold_stop = CancellationToken::new();
-    let hold_end = holds.start(workers.clone(), hold_stop.clone())?;
-    watch("the holding thread".to_owned(), hold_end);
-
+    watch("the holding thread".to_owned(), holds.start(workers.clone(), hold_stop.clone())?);
     let total = Arc::new(Total::new(plan.budget.connections));
     let base = Base {
         metrics,
@@ -123,69 +151,71 @@ pub async fn run(config: Config, file: &Path, set_level: impl Fn(Level)) -> Resu
     let draining = CancellationToken::new();
     let mut running = Running::new(base, draining.clone());
     running.apply(plan).await?;
+    let mut supervisor = Supervisor::new();
+    if let Some(predecessor) = predecessor {
+        match spawn_blocking(|| predecessor.take_over()).await {
+            Ok(Ok(())) => info!("took over from the process before"),
+            _ => warn!("the process before does not answer; it may accept clients, too"),
+        }
+    }
     let mut reloader = Reloader::new(config, file, limit);
     lifecycle::prefer_this_thread();
     info!(version = env!("CARGO_PKG_VERSION"), workers = count, "rolegate runs");
+    supervisor.ready();
 
-    let signal = loop {
+    let mut successor: Option<Successor> = None;
+    let cause = loop {
+        let taken_over = async {
+            match &mut successor {
+                Some(successor) => successor.ready().await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             asked = signals.next() => match asked {
-                Asked::Stop(signal) => break signal,
+                Asked::Stop(signal) => break Cause::Signal(signal),
                 Asked::Reload => {
+                    supervisor.reloading();
                     // The log tells how it went.
                     let _ = reloader.reload(&mut running, &set_level).await?;
+                    supervisor.ready();
+                }
+                Asked::Upgrade if successor.is_some() => {
+                    warn!("a new process is starting already");
+                }
+                Asked::Upgrade => match Successor::start(&launch, running.named_sockets()) {
+                    Ok(started) => {
+                        info!(process = started.process(), "a new process is to take over");
+                        successor = Some(started);
+                    }
+                    Err(error) => error!(error = error.to_string(), "cannot start a new process"),
+                },
+            },
+            ready = taken_over => if let Some(next) = successor.take() {
+                match ready {
+                    Ok(()) => break Cause::Successor(next),
+                    Err(why) => {
+                        error!(process = next.process(), why, "not taken over; this process goes on");
+                        next.give_up();
+                    }
                 }
             },
             () = reloader.secrets_changed() => {
                 reloader.renew_secrets(&mut running, &set_level).await?;
             }
+            () = supervisor.keep_alive() => {}
             Some(end) = running.ends.join_next() => running.note_end(end)?,
-            Some(ended) = data.join_next() => return Err(ended_early(ended)),
+            Some(ended) = threads.join_next() => return Err(ended_early(ended)),
         }
     };
-    let config = reloader.config();
-    let (grace, drain) = (config.shutdown_timeout, config.drain);
-    info!(
-        signal,
-        shutdown_timeout_seconds = grace.as_secs_f64(),
-        "stopping: no new clients, sessions may end"
-    );
-    draining.cancel();
-    let delay = sleep(drain.delay);
-    tokio::pin!(delay);
-    let mut is_delayed = true;
-    let ending = async {
-        drain::all(&workers, &total, drain.pace, grace).await;
-        stop.cancel();
-        std::future::pending::<()>().await;
-    };
-    tokio::pin!(ending);
-    loop {
-        tokio::select! {
-            () = &mut delay, if is_delayed => {
-                is_delayed = false;
-                running.stop_listening();
-                hold_stop.cancel();
-                returns.wake();
-            }
-            () = &mut ending, if !is_delayed => {}
-            asked = signals.next() => {
-                if let Asked::Stop(signal) = asked {
-                    warn!(signal, "stopping at once: second signal");
-                    return Ok(());
-                }
-            }
-            Some(end) = running.ends.join_next() => running.note_end(end)?,
-            ended = data.join_next() => match ended {
-                Some(ended) if is_delayed => return Err(ended_early(ended)),
-                Some(_) => {}
-                None => {
-                    info!("stopped");
-                    return Ok(());
-                }
-            },
-        }
+    if let Some(successor) = successor {
+        successor.give_up();
     }
+    if matches!(cause, Cause::Signal(_)) {
+        draining.cancel();
+    }
+    let data = Data { workers, total, returns, stop, hold_stop, threads };
+    stop::stop(cause, reloader.config(), running, data, signals, supervisor).await
 }
 
 /// Tells of a limit of open files that is too low for the usual number of clients.

@@ -13,7 +13,7 @@ use crate::config::DEFAULT_FILE;
     version,
     after_help = "Exit codes: 0 done, 1 failed while running (address in use, …), 2 bad config or usage.\n\
                   Signals: SIGTERM or SIGINT stops after sessions ended or shutdown_timeout; a second one at once.\n\
-                  SIGHUP reads the config again."
+                  SIGHUP reads the config again. SIGUSR2 hands over to a new process of the same program file."
 )]
 pub struct Cli {
     /// The config file

@@ -48,6 +48,8 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// How sessions end after a stop.
     pub drain: Drain,
+    /// How long sessions may go on after another process has taken over.
+    pub hard_stop_after: Duration,
     /// Where each pool's memory is kept over restarts; nowhere if absent.
     pub state_dir: Option<PathBuf>,
     /// TCP's congestion control, by its name in the system; the system's own choice if absent.

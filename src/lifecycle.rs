@@ -1,8 +1,14 @@
-//! What the process has with its system: signals that ask it to stop, and the rank of its threads.
+//! What the process has with its system: what it inherits, signals, what a service manager is told,
+//! and the rank of its threads.
 
-use rustix::process::setpriority_process;
+pub mod inherit;
+mod supervisor;
+
+use rustix::process::{getpriority_process, setpriority_process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::debug;
+
+pub use self::supervisor::Supervisor;
 
 /// Between the 0 of most programs and the -20 of those that nothing may delay.
 const CONTROL_NICE: i32 = -10;
@@ -14,14 +20,17 @@ pub enum Asked {
     Stop(&'static str),
     /// To read the config again.
     Reload,
+    /// To hand over to a new process.
+    Upgrade,
 }
 
-/// SIGTERM, SIGINT and SIGHUP.
+/// SIGTERM, SIGINT, SIGHUP and SIGUSR2.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user2: Signal,
 }
 
 impl Signals {
@@ -31,6 +40,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -40,8 +50,14 @@ impl Signals {
             _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
             _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
             _ = self.hangup.recv() => Asked::Reload,
+            _ = self.user2.recv() => Asked::Upgrade,
         }
     }
+}
+
+/// The rank (nice) of the calling thread.
+pub fn rank() -> i32 {
+    getpriority_process(None).unwrap_or(0)
 }
 
 /// Lets the calling thread run before the others when all want to: checks keep their pace while

@@ -7,7 +7,13 @@ use std::{
 };
 
 use clap::Parser;
-use rolegate::{app, cli::Cli, config::Config, logging, remote};
+use rolegate::{
+    app::{self, Launch},
+    cli::Cli,
+    config::Config,
+    lifecycle::inherit::Inherited,
+    logging, remote,
+};
 
 /// Running failed.
 const FAILED: u8 = 1;
@@ -15,6 +21,8 @@ const FAILED: u8 = 1;
 const BAD_CONFIG: u8 = 2;
 
 fn main() -> ExitCode {
+    // First of all: it changes the environment, which no thread may read meanwhile.
+    let inherited = Inherited::take();
     let cli = Cli::parse();
     let config = match Config::load(&cli.file) {
         Ok(config) => config,
@@ -40,7 +48,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    match run(config, &cli.file) {
+    match run(config, &cli.file, inherited) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(stderr(), "rolegate: {error}");
@@ -49,10 +57,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config, file: &Path) -> Result<(), Box<dyn std::error::Error>> {
+fn run(
+    config: Config,
+    file: &Path,
+    inherited: Inherited,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let launch = Launch::of_this_process()?;
     let logging = logging::start(config.log)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = control.block_on(app::run(config, file, |level| logging.set_level(level)));
+    let result = control
+        .block_on(app::run(config, file, launch, inherited, |level| logging.set_level(level)));
     // A name lookup may still block a thread; nothing waits for it.
     control.shutdown_background();
     Ok(result?)

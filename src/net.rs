@@ -83,6 +83,12 @@ pub fn listen(bind: Bind, congestion: Option<Arc<str>>) -> io::Result<TcpListene
     }
 }
 
+/// Makes a listening socket that another process opened the same as one of [`listen`].
+pub fn adopt(socket: &TcpListener, congestion: Option<Arc<str>>) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    Tuning { patience: VANISHED, congestion }.apply(&SockRef::from(socket))
+}
+
 fn open(address: SocketAddr, tuning: &Tuning) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;

@@ -56,7 +56,7 @@ async fn close(workers: &Workers, place: Option<usize>, pace: Duration, grace: D
     let steps = usize::try_from(pace.as_millis() / STEP.as_millis()).unwrap_or(usize::MAX);
     for step in (1..=steps).rev() {
         let left = workers.running(place);
-        workers.close(place, left.div_ceil(step));
+        workers.close(place, left / step);
         sleep(STEP).await;
     }
     sleep_until(end).await;

@@ -116,6 +116,7 @@ impl Reloader {
         let planned = Plan::new(
             new.clone(),
             Some(running),
+            Vec::new(),
             base.worker_count,
             self.limit,
             congestion.as_ref(),

@@ -1,18 +1,18 @@
 //! What runs, and how a config changes it. The start is a change, too: from nothing.
 
-use std::{collections::HashMap, mem, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, mem, net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
     task::{JoinError, JoinSet},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{
     AppError, drain,
-    plan::{Plan, Socket},
+    plan::{self, Plan, Socket},
 };
 use crate::{
     admin::{self, ListenerStatus, Shown},
@@ -30,6 +30,9 @@ use crate::{
     net::Tuning,
     topology::Published,
 };
+
+/// How long a pool may take to be served where another process serves it until then.
+const TAKE_OVER: Duration = Duration::from_secs(10);
 
 /// How a part of the control plane ended.
 #[derive(Debug)]
@@ -122,9 +125,16 @@ impl Running {
         admin.chain(listeners)
     }
 
+    /// The same for another process, by the keys of the config.
+    pub(super) fn named_sockets(&self) -> impl Iterator<Item = (String, &TcpListener)> {
+        self.sockets().map(|(listener, socket)| {
+            (listener.map_or_else(|| plan::ADMIN.to_owned(), plan::key), socket.fd())
+        })
+    }
+
     /// Changes what runs to what the plan says. Nothing of it can be refused any more.
     pub(super) async fn apply(&mut self, plan: Plan) -> Result<(), AppError> {
-        let Plan { config, sockets, admin, budget } = plan;
+        let Plan { config, sockets, admin, budget, takes_over } = plan;
         self.base.total.set_max(budget.connections);
 
         let mut old = mem::take(&mut self.pools);
@@ -137,6 +147,9 @@ impl Running {
             self.pools.push(running);
         }
 
+        if takes_over {
+            self.wait_served().await?;
+        }
         let mut left = mem::take(&mut self.listeners);
         let known: Vec<_> = config
             .listeners
@@ -169,6 +182,22 @@ impl Running {
         }
         self.change_admin(admin)?;
         self.show()
+    }
+
+    /// Waits until every pool is served.
+    async fn wait_served(&self) -> Result<(), AppError> {
+        let deadline = Instant::now() + TAKE_OVER;
+        for pool in &self.pools {
+            let mut view = pool.published.view.clone();
+            let served = view.wait_for(|view| view.verdict.served().is_some());
+            if timeout_at(deadline, served).await.is_err() {
+                return Err(AppError::NotServed {
+                    pool: pool.config.name.clone(),
+                    reason: pool.published.status().reason.words.clone(),
+                });
+            }
+        }
+        Ok(())
     }
 
     async fn start_pool(&mut self, pool: &config::Pool) -> RunningPool {
@@ -338,11 +367,21 @@ impl Running {
         }
     }
 
-    /// Closes the sockets of all listeners.
+    /// Closes the sockets of all listeners, and gives up what waits for their clients.
     pub(super) fn stop_listening(&mut self) {
+        self.pools.iter().for_each(|pool| pool.spares.stop());
         for listener in &mut self.listeners {
             listener.stop();
             listener.sockets.clear();
+        }
+    }
+}
+
+impl Running {
+    /// Answers no more requests to the admin.
+    pub(super) fn stop_admin(&mut self) {
+        if let Some(admin) = self.admin.take() {
+            admin.stop.cancel();
         }
     }
 }

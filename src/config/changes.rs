@@ -42,6 +42,7 @@ impl Config {
         let now = differing(&[
             ("admin", self.admin == new.admin),
             ("drain", self.drain == new.drain),
+            ("hard_stop_after", self.hard_stop_after == new.hard_stop_after),
             ("log.level", self.log.level == new.log.level),
             ("max_connections", self.max_connections == new.max_connections),
             ("shutdown_timeout", self.shutdown_timeout == new.shutdown_timeout),

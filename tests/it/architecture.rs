@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 /// A room, and the rooms that it may import. `config` and `topology` are plain data.
 const ROOMS: [(&str, &[&str]); 17] = [
-    ("main", &["app", "cli", "config", "logging", "remote"]),
+    ("main", &["app", "cli", "config", "lifecycle", "logging", "remote"]),
     ("app", &["admin", "config", "control", "data", "lifecycle", "metrics", "net", "topology"]),
     ("cli", &["config"]),
     ("control/election", &["topology"]),

@@ -19,4 +19,5 @@ mod sentinel;
 mod support;
 mod traffic;
 mod truth;
+mod upgrade;
 mod workers;

@@ -33,6 +33,14 @@ impl Rolegate {
         Self::spawn(Command::new(PROGRAM).arg("-f").arg(file), folder)
     }
 
+    /// The same, started as `change` says.
+    pub fn start_with(config: &str, change: impl FnOnce(&mut Command)) -> Self {
+        let (folder, file) = write_config(config);
+        let mut command = Command::new(PROGRAM);
+        change(command.arg("-f").arg(file));
+        Self::spawn(&mut command, folder)
+    }
+
     /// The same with this limit of open files.
     pub fn start_with_descriptors(config: &str, limit: u32) -> Self {
         let (folder, file) = write_config(config);
@@ -288,6 +296,26 @@ impl Rolegate {
         prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).unwrap();
     }
 
+    /// The processes that it has started to take over.
+    pub fn successors(&self) -> Vec<u32> {
+        let lines = self.log("a new process is to take over");
+        lines.iter().map(|line| line["process"].as_u64().unwrap().try_into().unwrap()).collect()
+    }
+
+    /// Lets a new process take over, and waits until it has.
+    pub fn upgrade(&self) -> u32 {
+        let before = self.log("handed over").len();
+        self.signal(Signal::USR2);
+        eventually("it hands over", || (self.log("handed over").len() > before).then_some(()));
+        self.successors().pop().unwrap()
+    }
+
+    /// Signals a process that took over.
+    pub fn signal_successor(process: u32, signal: Signal) {
+        assert!(is_rolegate(process));
+        kill_process(as_pid(process), signal).unwrap();
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -298,14 +326,26 @@ impl Rolegate {
     }
 }
 
+/// Whether this is a process of the program under test.
+fn is_rolegate(process: u32) -> bool {
+    fs::read_link(format!("/proc/{process}/exe")).is_ok_and(|exe| exe == Path::new(PROGRAM))
+}
+
 impl Drop for Rolegate {
     fn drop(&mut self) {
+        for process in self.successors().into_iter().filter(|process| is_rolegate(*process)) {
+            let _ = kill_process(as_pid(process), Signal::KILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
             eprintln!("rolegate's log:\n{}", self.output());
         }
     }
+}
+
+fn as_pid(process: u32) -> Pid {
+    Pid::from_raw(process.try_into().unwrap()).unwrap()
 }
 
 /// Puts a configuration into a file of its own, which is gone with the folder.

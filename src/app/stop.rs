@@ -1,0 +1,127 @@
+//! The end of the process: by a signal, or because another process has taken over.
+
+use std::{future::pending, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::{
+    task::JoinSet,
+    time::{Sleep, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{AppError, drain, ended_early, running::Running, upgrade::Successor};
+use crate::{
+    config::Config,
+    data::{gate::Total, hold::Returns, worker::Workers},
+    lifecycle::{Asked, Signals, Supervisor},
+};
+
+/// Why the process ends.
+pub(super) enum Cause {
+    /// This signal.
+    Signal(&'static str),
+    /// Another process accepts the clients.
+    Successor(Successor),
+}
+
+/// The data plane.
+pub(super) struct Data {
+    pub(super) workers: Workers,
+    pub(super) total: Arc<Total>,
+    pub(super) returns: Returns,
+    /// Cuts what is left.
+    pub(super) stop: CancellationToken,
+    /// Lets nobody wait any more.
+    pub(super) hold_stop: CancellationToken,
+    /// Resolve to their names.
+    pub(super) threads: JoinSet<String>,
+}
+
+/// Lets sessions end, still supervised, and returns when none is left.
+pub(super) async fn stop(
+    cause: Cause,
+    config: &Config,
+    mut running: Running,
+    data: Data,
+    mut signals: Signals,
+    mut supervisor: Supervisor,
+) -> Result<(), AppError> {
+    let Data { workers, total, returns, stop, hold_stop, mut threads } = data;
+    let end = |grace: Duration| {
+        let (workers, total, pace) = (workers.clone(), total.clone(), config.drain.pace);
+        Box::pin(async move { drain::all(&workers, &total, pace, grace).await })
+    };
+    let mut is_stopping = false;
+    let mut closing: Option<Pin<Box<Sleep>>> = None;
+    let mut ending = None;
+    match cause {
+        Cause::Signal(signal) => {
+            is_stopping = true;
+            supervisor.stopping();
+            tell_stop(signal, config);
+            closing = Some(Box::pin(sleep(config.drain.delay)));
+        }
+        Cause::Successor(successor) => {
+            let process = successor.process();
+            let hard_stop_after_seconds = config.hard_stop_after.as_secs_f64();
+            supervisor.hand_over(process);
+            running.stop_listening();
+            running.stop_admin();
+            // It becomes ready for systemd when that knows of it.
+            successor.confirm();
+            info!(process, hard_stop_after_seconds, "handed over");
+            ending = Some(end(config.hard_stop_after));
+        }
+    }
+    loop {
+        tokio::select! {
+            () = resolved(&mut closing) => {
+                closing = None;
+                running.stop_listening();
+                hold_stop.cancel();
+                returns.wake();
+                ending = Some(end(config.shutdown_timeout));
+            }
+            () = resolved(&mut ending) => {
+                ending = None;
+                stop.cancel();
+                hold_stop.cancel();
+                returns.wake();
+            }
+            asked = signals.next() => match asked {
+                Asked::Stop(signal) if is_stopping => {
+                    warn!(signal, "stopping at once: second signal");
+                    return Ok(());
+                }
+                Asked::Stop(signal) => {
+                    is_stopping = true;
+                    tell_stop(signal, config);
+                    closing = Some(Box::pin(sleep(Duration::ZERO)));
+                }
+                Asked::Reload | Asked::Upgrade => warn!("this process ends; its config stays"),
+            },
+            () = supervisor.keep_alive() => {}
+            Some(end) = running.ends.join_next() => running.note_end(end)?,
+            ended = threads.join_next() => match ended {
+                Some(ended) if !hold_stop.is_cancelled() => return Err(ended_early(ended)),
+                Some(_) => {}
+                None => {
+                    info!("stopped");
+                    return Ok(());
+                }
+            },
+        }
+    }
+}
+
+fn tell_stop(signal: &str, config: &Config) {
+    let grace = config.shutdown_timeout.as_secs_f64();
+    info!(signal, shutdown_timeout_seconds = grace, "stopping: no new clients, sessions may end");
+}
+
+async fn resolved<F: Future<Output = ()>>(future: &mut Option<Pin<Box<F>>>) {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
