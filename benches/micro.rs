@@ -15,6 +15,9 @@ use rolegate::{
 };
 
 /// The reader of INFO is private: this is its very file, which looks for the rooms above.
+#[path = "../src/control/name.rs"]
+#[allow(dead_code, reason = "the bench reads INFO only")]
+mod name;
 #[path = "../src/control/reply.rs"]
 #[allow(dead_code, unused_imports)]
 mod reply;

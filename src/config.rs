@@ -195,6 +195,8 @@ pub struct Check {
     pub timeout: Duration,
     /// So many silent timeouts in a row make a backend down.
     pub fall: u32,
+    /// Host names are looked up so often, and when something goes wrong.
+    pub resolve: Duration,
 }
 
 impl Check {

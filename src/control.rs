@@ -7,6 +7,7 @@ pub mod health;
 mod member;
 pub mod memory;
 pub mod monitor;
+mod name;
 mod pace;
 mod probe;
 mod reply;

@@ -159,8 +159,9 @@ impl Checker {
             fast_for: Duration::from_secs(30),
             timeout: 500 * MS,
             fall: 2,
+            resolve: Duration::from_secs(10),
         };
-        let known = ["interval", "fast_interval", "fast_for", "timeout", "fall"];
+        let known = ["interval", "fast_interval", "fast_for", "timeout", "fall", "resolve"];
         let Some(section) = node.and_then(|node| self.section(node, path, &known)) else {
             return default;
         };
@@ -177,6 +178,7 @@ impl Checker {
                 MS..=Duration::from_secs(60),
             ),
             fall: self.count(&section, "fall", default.fall, 1..=1000),
+            resolve: self.duration(&section, "resolve", default.resolve, 100 * MS..=HOUR),
         }
     }
 

@@ -3,7 +3,7 @@
 
 mod link;
 
-use std::{future::pending, pin::Pin, sync::Arc, time::Duration};
+use std::{future::pending, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -15,7 +15,7 @@ use self::link::Link;
 use super::{
     health::Observation,
     pace::Pace,
-    route::{Problem, Route},
+    route::{Changes, Problem, Route},
 };
 use crate::{
     config::{Auth, Backend, Check},
@@ -65,7 +65,8 @@ impl Watch {
     /// A probe whose reports carry this id. It does not run yet.
     pub(super) fn new(id: u64, backend: &Backend, desk: Desk) -> Self {
         let pace = Arc::new(Pace::new(desk.check.fast_interval));
-        let route = Arc::new(Route::new(backend.address.clone(), desk.check.timeout));
+        let (address, check) = (backend.address.clone(), &desk.check);
+        let route = Arc::new(Route::new(address, check.timeout, check.resolve));
         let probe = Probe::new(id, route.clone(), pace.clone(), desk);
         Self { id, route, pace, waiting: Some(probe), running: None }
     }
@@ -90,6 +91,7 @@ impl Drop for Watch {
 struct Probe {
     id: u64,
     route: Arc<Route>,
+    changes: Changes,
     pace: Arc<Pace>,
     desk: Desk,
     turn: Turn,
@@ -109,6 +111,8 @@ enum Turn {
 struct Asking {
     since: Instant,
     over: Over,
+    /// Where the kept connection that it goes over leads.
+    at: Option<SocketAddr>,
     answer: Pin<Box<dyn Future<Output = Answered> + Send>>,
 }
 
@@ -127,14 +131,27 @@ enum Over {
 
 impl Probe {
     fn new(id: u64, route: Arc<Route>, pace: Arc<Pace>, desk: Desk) -> Self {
-        Self { id, route, pace, desk, turn: Turn::Idle(None), silences: 0 }
+        let changes = route.changes();
+        Self { id, route, changes, pace, desk, turn: Turn::Idle(None), silences: 0 }
     }
 
-    /// Checks at the pool's pace, and at once when that is asked for or the kept connection is cut.
-    async fn run(mut self) {
+    /// Checks at the pool's pace, and at once when that is asked for, the kept connection is cut, or
+    /// the backend's name has other addresses.
+    async fn run(self) {
+        let route = self.route.clone();
+        tokio::select! {
+            () = Box::pin(route.keep()) => {}
+            () = self.check_on() => {}
+        }
+    }
+
+    async fn check_on(mut self) {
         loop {
             let started = Instant::now();
             let report = self.check().await;
+            if report.observation.failure().is_some() {
+                self.route.look_again();
+            }
             if self.desk.reports.send(report).await.is_err() {
                 return;
             }
@@ -151,6 +168,7 @@ impl Probe {
             tokio::select! {
                 () = sleep_until(self.pace.next(started)) => {}
                 () = self.pace.asked() => sleep_until(started + MIN_GAP).await,
+                () = self.changes.next() => sleep_until(started + MIN_GAP).await,
                 () = cut => {
                     self.desk.hints.give(Hint::CheckCut);
                     sleep_until(started + MIN_GAP).await;
@@ -163,8 +181,13 @@ impl Probe {
     async fn check(&mut self) -> Report {
         loop {
             let mut asking = match std::mem::replace(&mut self.turn, Turn::Idle(None)) {
-                Turn::Idle(link) => self.ask(link.filter(|link| !link.is_cut())),
-                Turn::Asking(asking) => asking,
+                Turn::Idle(link) => self.ask(link.filter(|link| self.is_of_use(link))),
+                Turn::Asking(asking) if asking.at.is_none_or(|at| self.route.holds(at)) => asking,
+                // The name has moved away from what does not answer.
+                Turn::Asking(_) => {
+                    self.silences = 0;
+                    self.ask(None)
+                }
             };
             let Asking { since, over, .. } = asking;
             let answered = timeout(self.desk.check.timeout, &mut asking.answer).await;
@@ -203,6 +226,11 @@ impl Probe {
         }
     }
 
+    /// Whether the next check can go over this connection: another address is another node.
+    fn is_of_use(&self, link: &Link) -> bool {
+        !link.is_cut() && self.route.holds(link.address())
+    }
+
     /// A check over the kept connection, or else over a new one.
     fn ask(&self, kept: Option<Box<Link>>) -> Asking {
         let (route, auth) = (self.route.clone(), self.desk.auth.clone());
@@ -212,16 +240,17 @@ impl Probe {
             Some(_) => Over::Kept,
             None => Over::New,
         };
+        let at = kept.as_ref().map(|link| link.address());
         let answer: Pin<Box<dyn Future<Output = _> + Send>> = match kept {
             // A small future, as nearly always.
             Some(link) => Box::pin(link.ask(auth)),
             None => Box::pin(async move {
-                match route.connect(patience).await.and_then(Link::new) {
-                    Ok(link) => Box::new(link).ask(auth).await,
+                match route.connect(patience).await {
+                    Ok((stream, address)) => Box::new(Link::new(stream, address)).ask(auth).await,
                     Err(problem) => (None, Err(problem)),
                 }
             }),
         };
-        Asking { since: Instant::now(), over, answer }
+        Asking { since: Instant::now(), over, at, answer }
     }
 }

@@ -1,19 +1,15 @@
 //! How a backend or a Sentinel is reached, and what may go wrong with it.
 
 use std::{
+    future::pending,
     io,
-    net::{SocketAddr, ToSocketAddrs},
-    sync::{Mutex, MutexGuard, PoisonError},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use tokio::{
-    net::TcpStream,
-    sync::Mutex as AsyncMutex,
-    task::{JoinHandle, spawn_blocking},
-    time::timeout,
-};
+use tokio::{net::TcpStream, time::timeout};
 
+use super::name::{self, Name};
 use crate::{
     config::HostPort,
     net::{self, Tuning},
@@ -22,32 +18,47 @@ use crate::{
 
 /// How a backend or a Sentinel is reached.
 pub(super) struct Route {
-    address: HostPort,
+    to: To,
     timeout: Duration,
-    /// What the name resolved to last.
-    known: Mutex<Vec<SocketAddr>>,
-    /// A name lookup that has not ended. It blocks a thread, so there is never a second one.
-    lookup: AsyncMutex<Option<JoinHandle<io::Result<Vec<SocketAddr>>>>>,
 }
 
+enum To {
+    Fixed(SocketAddr),
+    Name(Name),
+}
+
+/// Tells when a route leads elsewhere.
+pub(super) struct Changes(Option<name::Changes>);
+
 impl Route {
-    /// `timeout` is for all of the name's addresses together; the caller keeps it as a whole.
-    pub(super) fn new(address: HostPort, timeout: Duration) -> Self {
-        Self { address, timeout, known: Mutex::default(), lookup: AsyncMutex::default() }
+    /// `timeout` is for all of the name's addresses together; the caller keeps it as a whole. A name
+    /// is looked up `resolve` so often.
+    pub(super) fn new(address: HostPort, timeout: Duration, resolve: Duration) -> Self {
+        let to = match address.host.parse() {
+            Ok(ip) => To::Fixed(SocketAddr::new(ip, address.port)),
+            Err(_) => To::Name(Name::new(address, resolve)),
+        };
+        Self { to, timeout }
     }
 
-    /// Tries each address in turn. A peer is given up that acknowledges nothing for as long as
-    /// `patience`.
-    pub(super) async fn connect(&self, patience: Duration) -> Result<TcpStream, Problem> {
-        let addresses = self.resolve().await?;
+    /// Tries each address in turn, and tells the one that was reached. A peer is given up that
+    /// acknowledges nothing for as long as `patience`.
+    pub(super) async fn connect(
+        &self,
+        patience: Duration,
+    ) -> Result<(TcpStream, SocketAddr), Problem> {
+        let addresses = match &self.to {
+            To::Fixed(address) => vec![*address],
+            // What is left is for an answer that says why.
+            To::Name(name) => name.addresses(self.timeout / 2).await?,
+        };
         let tuning = Tuning { patience, congestion: None };
-        self.known().clone_from(&addresses);
         // One that swallows everything leaves time for the next.
         let share = self.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut last = None;
         for address in addresses {
             match timeout(share, net::connect(address, &tuning)).await {
-                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Ok(stream)) => return Ok((stream, address)),
                 Ok(Err(error)) => last = Some(Problem::io(&error)),
                 Err(_) => last = Some(Problem { failure: Failure::Timeout, words: None }),
             }
@@ -55,26 +66,50 @@ impl Route {
         Err(last.unwrap_or(Problem { failure: Failure::Unresolved, words: None }))
     }
 
-    /// What the name resolved to last; nothing before the first time.
-    pub(super) fn known(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether it leads to this address now.
+    pub(super) fn is_at(&self, ip: IpAddr, port: u16) -> bool {
+        match &self.to {
+            To::Fixed(address) => address.ip() == ip && address.port() == port,
+            To::Name(name) => name.is_at(ip.to_canonical(), port),
+        }
     }
 
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Problem> {
-        let address = &self.address;
-        if let Ok(ip) = address.host.parse() {
-            return Ok(vec![SocketAddr::new(ip, address.port)]);
-        }
-        let mut lookup = self.lookup.lock().await;
-        let name = (address.host.clone(), address.port);
-        let running = lookup
-            .get_or_insert_with(|| spawn_blocking(move || Ok(name.to_socket_addrs()?.collect())));
-        let found = running.await;
-        *lookup = None;
-        found.unwrap_or_else(|stopped| Err(io::Error::other(stopped))).map_err(|error| Problem {
-            failure: Failure::Unresolved,
-            words: Some(error.to_string()),
+    /// Whether a connection to this address still is one to the backend: the name may have moved.
+    pub(super) fn holds(&self, address: SocketAddr) -> bool {
+        self.is_at(address.ip(), address.port())
+    }
+
+    /// From now on.
+    pub(super) fn changes(&self) -> Changes {
+        Changes(match &self.to {
+            To::Fixed(_) => None,
+            To::Name(name) => Some(name.changes()),
         })
+    }
+
+    /// Something went wrong there: is it still the right address?
+    pub(super) fn look_again(&self) {
+        if let To::Name(name) = &self.to {
+            name.look_again();
+        }
+    }
+
+    /// Keeps the addresses fresh. Never ends.
+    pub(super) async fn keep(&self) {
+        match &self.to {
+            To::Fixed(_) => pending().await,
+            To::Name(name) => name.keep().await,
+        }
+    }
+}
+
+impl Changes {
+    /// Resolves when the route leads elsewhere than when it last did.
+    pub(super) async fn next(&mut self) {
+        match &mut self.0 {
+            Some(changes) => changes.next().await,
+            None => pending().await,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Listens to the Sentinels of a pool, and asks them: one kept connection each, over which events
 //! are pushed (RESP3) and questions are answered.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, ErrorKind, Pipeline, ProtocolVersion, PushInfo, PushKind,
@@ -22,7 +22,7 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    config::{self, Auth, HostPort},
+    config::{self, Auth, Check, HostPort},
     topology::Failure,
 };
 
@@ -100,11 +100,11 @@ struct Sentinel {
 }
 
 impl Sentinels {
-    /// `timeout` is for one question, and for a connection.
+    /// The timeout of checks is for one question, and for a connection.
     pub(super) fn new(
         pool: &Arc<str>,
         config: &config::Sentinel,
-        timeout: Duration,
+        check: &Check,
     ) -> (Self, mpsc::Receiver<News>) {
         let (news, receiver) = mpsc::channel(QUEUE);
         let questions: Vec<_> = config.addresses.iter().map(|_| Arc::default()).collect();
@@ -115,8 +115,8 @@ impl Sentinels {
             name: address.to_string(),
             master_name: config.master_name.clone(),
             auth: config.auth.clone(),
-            route: Route::new(address.clone(), timeout),
-            timeout,
+            route: Route::new(address.clone(), check.timeout, check.resolve),
+            timeout: check.timeout,
             news: news.clone(),
             question: Arc::clone(question),
         });
@@ -143,6 +143,14 @@ impl Drop for Sentinels {
 impl Sentinel {
     /// Listens and asks until the monitor is gone.
     async fn run(self) {
+        tokio::select! {
+            () = Box::pin(self.route.keep()) => {}
+            () = self.listen() => {}
+        }
+    }
+
+    async fn listen(&self) {
+        let mut changes = self.route.changes();
         let mut retry = *RETRY.start();
         loop {
             let mut asked = Instant::now();
@@ -150,11 +158,24 @@ impl Sentinel {
             let problem = match timeout(self.timeout, self.connect(events)).await {
                 Err(_) => Problem { failure: Failure::Timeout, words: None },
                 Ok(Err(problem)) => problem,
-                Ok(Ok(wire)) => match self.converse(wire, pushed, &mut asked, &mut retry).await {
-                    Some(problem) => problem,
-                    None => return,
-                },
+                Ok(Ok((wire, address))) => {
+                    let talk = self.converse(wire, pushed, &mut asked, &mut retry);
+                    let moved = async {
+                        while self.route.holds(address) {
+                            changes.next().await;
+                        }
+                    };
+                    tokio::select! {
+                        problem = talk => match problem {
+                            Some(problem) => problem,
+                            None => return,
+                        },
+                        // Another address is another Sentinel.
+                        () = moved => continue,
+                    }
+                }
             };
+            self.route.look_again();
             let gone = problem.failure == Failure::Refused;
             let why = match &problem.words {
                 Some(words) => format!("{} ({words})", problem.failure),
@@ -168,13 +189,14 @@ impl Sentinel {
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.question.notified() => sleep(MIN_GAP).await,
+                () = changes.next() => sleep(MIN_GAP).await,
             }
             retry = (retry * 2).min(*RETRY.end());
         }
     }
 
-    async fn connect(&self, events: mpsc::Sender<PushInfo>) -> Result<Wire, Problem> {
-        let stream = self.route.connect(PATIENCE).await?;
+    async fn connect(&self, events: mpsc::Sender<PushInfo>) -> Result<(Wire, SocketAddr), Problem> {
+        let (stream, address) = self.route.connect(PATIENCE).await?;
         let mut info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
         if let Some(auth) = &self.auth {
             let password = String::from_utf8_lossy(auth.password.expose_secret()).into_owned();
@@ -199,7 +221,7 @@ impl Sentinel {
             warn!(pool, sentinel, channel, error, advice, "cannot subscribe");
             break;
         }
-        Ok(wire)
+        Ok((wire, address))
     }
 
     /// Talks over one connection until it is of no more use. `None` when the monitor is gone.

@@ -48,6 +48,10 @@ fn every_error_has_its_place_and_words() {
         ),
         (pool("    check:\n"), &["pools.main.check is not a mapping: found nothing"]),
         (
+            pool("    check: { resolve: 10ms }\n"),
+            &["6:23: pools.main.check.resolve is out of range: found \"10ms\"", "from 100ms to 1h"],
+        ),
+        (
             pool("    check: { interval: 20ms, fast_interval: 30ms }\n"),
             &["pools.main.check.fast_interval is out of range: found \"30ms\"", "from 1ms to 20ms"],
         ),

@@ -13,6 +13,7 @@ mod faults;
 mod hold;
 mod lifecycle;
 mod limits;
+mod names;
 mod preconnect;
 mod reload;
 mod sentinel;

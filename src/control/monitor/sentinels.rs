@@ -44,10 +44,7 @@ impl AddressBook {
             return Some(*place);
         }
         let ip: IpAddr = address.host.parse().ok()?;
-        self.routes.iter().position(|route| {
-            let known = route.known();
-            known.iter().any(|at| at.ip().to_canonical() == ip && at.port() == address.port)
-        })
+        self.routes.iter().position(|route| route.is_at(ip, address.port))
     }
 }
 
@@ -59,7 +56,7 @@ impl PoolSentinels {
         routes: Vec<Arc<Route>>,
         metrics: &Metrics,
     ) -> Self {
-        let (sentinels, news) = Sentinels::new(&pool.name, config, pool.check.timeout);
+        let (sentinels, news) = Sentinels::new(&pool.name, config, &pool.check);
         let addresses: Vec<_> = config.addresses.iter().map(HostPort::to_string).collect();
         Self {
             council: Council::new(addresses.len(), config.quorum),

@@ -33,10 +33,14 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(stream: TcpStream) -> Result<Self, Problem> {
-        let address = stream.peer_addr().map_err(|error| Problem::io(&error))?;
+    pub(super) fn new(stream: TcpStream, address: SocketAddr) -> Self {
         let line = Line::new(stream, MAX_REPLIES);
-        Ok(Self { line, address, logged_in: false, proven: None })
+        Self { line, address, logged_in: false, proven: None }
+    }
+
+    /// Where it leads.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Whether the connection is of no more use.

@@ -38,6 +38,12 @@ impl Node {
         Self::start_program("redis-server", Ipv4Addr::LOCALHOST, Some(PASSWORD), &lines)
     }
 
+    /// A redis-server at this address of the loopback, which must be free.
+    pub fn start_at(address: SocketAddr, lines: &[&str]) -> Self {
+        let SocketAddr::V4(v4) = address else { panic!("{address}") };
+        Self::start_on("redis-server", *v4.ip(), v4.port(), None, lines).unwrap()
+    }
+
     fn start_program(
         program: &'static str,
         host: Ipv4Addr,
@@ -46,26 +52,38 @@ impl Node {
     ) -> Self {
         // Another process may take the port between the look and the start.
         for _ in 0..5 {
-            let folder = TempDir::new().unwrap();
-            let port = free_port();
-            let mut conf = format!(
-                "port {port}\nbind {host}\nbind-source-addr {host}\ndir {}\nlogfile log\n",
-                folder.path().display()
-            );
-            if program == "redis-server" {
-                conf.push_str("save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\n");
-                conf.push_str("enable-debug-command yes\n");
-            }
-            conf.push_str(&lines.join("\n"));
-            fs::write(folder.path().join("node.conf"), conf).unwrap();
-            let child = spawn(program, &folder);
-            let mut node = Self { child, program, host, port, folder, password };
-            if node.is_up() {
+            if let Some(node) = Self::start_on(program, host, free_port(), password, lines) {
                 return node;
             }
-            eprintln!("{program} did not start on port {port}: {}", node.log());
         }
         panic!("{program} does not start");
+    }
+
+    fn start_on(
+        program: &'static str,
+        host: Ipv4Addr,
+        port: u16,
+        password: Option<&'static str>,
+        lines: &[&str],
+    ) -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        let mut conf = format!(
+            "port {port}\nbind {host}\nbind-source-addr {host}\ndir {}\nlogfile log\n",
+            folder.path().display()
+        );
+        if program == "redis-server" {
+            conf.push_str("save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\n");
+            conf.push_str("enable-debug-command yes\n");
+        }
+        conf.push_str(&lines.join("\n"));
+        fs::write(folder.path().join("node.conf"), conf).unwrap();
+        let child = spawn(program, &folder);
+        let mut node = Self { child, program, host, port, folder, password };
+        if node.is_up() {
+            return Some(node);
+        }
+        eprintln!("{program} did not start on port {port}: {}", node.log());
+        None
     }
 
     fn is_up(&mut self) -> bool {

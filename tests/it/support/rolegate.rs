@@ -48,6 +48,22 @@ impl Rolegate {
         Self::spawn(Command::new("sh").arg("-c").arg(script).arg(PROGRAM).arg(file), folder)
     }
 
+    /// The same where `/etc` is this folder, with a `hosts` and an `nsswitch.conf` of its own. Needs
+    /// root, or a system that lets others have user namespaces.
+    pub fn start_in(etc: &Path, config: &str) -> Self {
+        let (folder, file) = write_config(config);
+        let flags = if rustix::process::getuid().is_root() { "-m" } else { "-rm" };
+        let script = "mount --bind \"$1\" /etc && exec \"$0\" -f \"$2\"";
+        let mut command = Command::new("unshare");
+        let command = command.args([flags, "sh", "-c", script, PROGRAM]).arg(etc).arg(file);
+        Self::spawn(command, folder)
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/task", self.process())).unwrap().count()
+    }
+
     fn spawn(command: &mut Command, folder: TempDir) -> Self {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("rolegate starts");
