@@ -4,7 +4,7 @@
 mod explain;
 mod status;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -16,7 +16,6 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::TcpListener,
     select,
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -27,8 +26,8 @@ use tracing::warn;
 
 use crate::{
     metrics::{self, Metrics},
-    net,
-    topology::{Published, Role},
+    net::{self, Accepting},
+    topology::{Address, Published, Role},
 };
 
 /// Requests at once; more wait to be accepted.
@@ -77,7 +76,7 @@ pub struct ListenerStatus {
     /// How long its clients wait for a backend.
     pub hold: Duration,
     /// The addresses it has bound.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Address>,
     /// It takes no clients any more until it is reloaded.
     pub is_drained: bool,
     /// Its handles.
@@ -85,7 +84,7 @@ pub struct ListenerStatus {
 }
 
 /// Answers requests until the stop, and those that have begun before.
-pub async fn run(listener: TcpListener, state: Arc<State>, stop: CancellationToken) {
+pub async fn run(listener: Accepting, state: Arc<State>, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     let mut failing = false;

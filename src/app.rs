@@ -115,8 +115,9 @@ pub async fn run(
     let congestion = config.congestion.clone();
     let Inherited { sockets, unusable, predecessor } = inherited;
     for what in unusable {
-        warn!(what, "a descriptor was passed that is no listening TCP socket");
+        warn!(what, "a descriptor was passed that is no listening socket");
     }
+    let sockets = plan::adopt(sockets, congestion.as_ref());
     let mut plan = Plan::new(config.clone(), None, sockets, count, limit, congestion.as_ref())?;
     plan.takes_over = predecessor.is_some();
     warn_of_few(&plan, limit);
@@ -154,7 +155,10 @@ pub async fn run(
     let mut supervisor = Supervisor::new();
     if let Some(predecessor) = predecessor {
         match spawn_blocking(|| predecessor.take_over()).await {
-            Ok(Ok(())) => info!("took over from the process before"),
+            Ok(Ok(())) => {
+                running.sockets().for_each(|(_, socket)| socket.own());
+                info!("took over from the process before");
+            }
             _ => warn!("the process before does not answer; it may accept clients, too"),
         }
     }

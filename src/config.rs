@@ -21,7 +21,7 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretSlice};
 
-pub use self::units::{Bind, HostPort};
+pub use self::units::{Bind, Endpoint, HostPort};
 use crate::topology::{Admission, Hold, OnUnexplainedHeir, Role, Timeouts};
 
 /// The file that `rolegate` reads when none is named.
@@ -163,7 +163,7 @@ pub struct Backend {
     /// Its name in logs and metrics.
     pub name: Arc<str>,
     /// Where it is.
-    pub address: HostPort,
+    pub address: Endpoint,
 }
 
 /// What a check logs in with. Its Debug output shows no password.

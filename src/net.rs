@@ -1,9 +1,14 @@
 //! Sockets: how they are opened, tuned and closed, and what their errors mean.
 
+mod unix;
+
 use std::{
-    fs, io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    os::fd::AsFd,
+    fmt, fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixListener,
+    },
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +22,8 @@ use rustix::{
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
-use crate::config::Bind;
+pub use self::unix::SocketFile;
+use crate::{config::Bind, topology::Address};
 
 /// Clients that wait for accept; the system's `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
@@ -67,26 +73,148 @@ pub fn try_congestion(name: &str) -> io::Result<()> {
     })
 }
 
-/// Opens a listening socket that is non-blocking. Linux hands its options down to every accepted
-/// socket, so no client costs a system call for them.
-pub fn listen(bind: Bind, congestion: Option<Arc<str>>) -> io::Result<TcpListener> {
-    let tuning = Tuning { patience: VANISHED, congestion };
-    match (open(bind.address(), &tuning), bind) {
-        // The system has no IPv6.
-        (Err(error), Bind::All(port))
-            if Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT)
-                || Errno::from_io_error(&error) == Some(Errno::ADDRNOTAVAIL) =>
-        {
-            open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), &tuning)
+/// A listening socket that is non-blocking.
+#[derive(Debug)]
+pub enum Listening {
+    /// Of TCP.
+    Tcp(TcpListener),
+    /// A unix socket, with its file.
+    Unix(UnixListener, Arc<SocketFile>),
+}
+
+/// The same, registered with the runtime of the thread that accepts.
+#[derive(Debug)]
+pub enum Accepting {
+    /// Of TCP.
+    Tcp(tokio::net::TcpListener),
+    /// A unix socket, with its file.
+    Unix(tokio::net::UnixListener, Arc<SocketFile>),
+}
+
+/// Who connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(Option<(IpAddr, u16)>);
+
+impl Listening {
+    /// Where it listens.
+    pub fn address(&self) -> io::Result<Address> {
+        match self {
+            Self::Tcp(socket) => Ok(Address::Tcp(socket.local_addr()?)),
+            Self::Unix(_, file) => Ok(Address::Unix(file.path().clone())),
         }
-        (result, _) => result,
+    }
+
+    /// The same socket once more. Its file stays until all are closed.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(socket) => Self::Tcp(socket.try_clone()?),
+            Self::Unix(socket, file) => Self::Unix(socket.try_clone()?, file.clone()),
+        })
+    }
+
+    /// A unix socket that another process has opened. Its file stays until [`SocketFile::own`] says
+    /// that it is for this process to remove.
+    pub fn adopt_unix(socket: UnixListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let file = SocketFile::of(&socket)?;
+        Ok(Self::Unix(socket, Arc::new(file)))
+    }
+
+    /// The file of a unix socket.
+    pub fn file(&self) -> Option<&SocketFile> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(_, file) => Some(file),
+        }
+    }
+
+    /// Gets ready to accept on the runtime that runs here.
+    pub fn register(self) -> io::Result<Accepting> {
+        Ok(match self {
+            Self::Tcp(socket) => Accepting::Tcp(tokio::net::TcpListener::from_std(socket)?),
+            Self::Unix(socket, file) => {
+                Accepting::Unix(tokio::net::UnixListener::from_std(socket)?, file)
+            }
+        })
     }
 }
 
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket, _) => socket.as_fd(),
+        }
+    }
+}
+
+impl Accepting {
+    /// The next client. A unix socket's stream is used as one of TCP: it moves bytes the same way.
+    pub async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
+        match self {
+            Self::Tcp(socket) => {
+                let (stream, peer) = socket.accept().await?;
+                Ok((stream, peer.into()))
+            }
+            Self::Unix(socket, _) => {
+                let (stream, _) = socket.accept().await?;
+                Ok((unix::as_stream(stream)?, Peer(None)))
+            }
+        }
+    }
+}
+
+impl Peer {
+    /// Its IP address; `None` at a unix socket, where peers have none.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.0.map(|(ip, _)| ip)
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        Self(Some((address.ip(), address.port())))
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => SocketAddr::from(address).fmt(f),
+            None => f.write_str("unix"),
+        }
+    }
+}
+
+/// Opens a listening socket that is non-blocking. Linux hands the options of TCP down to every accepted
+/// socket, so no client costs a system call for them.
+pub fn listen(bind: &Bind, congestion: Option<Arc<str>>) -> io::Result<Listening> {
+    let tuning = Tuning { patience: VANISHED, congestion };
+    let socket = match bind {
+        Bind::One(address) => open(*address, &tuning)?,
+        Bind::All(port) => match open((Ipv6Addr::UNSPECIFIED, *port).into(), &tuning) {
+            // The system has no IPv6.
+            Err(error)
+                if Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT)
+                    || Errno::from_io_error(&error) == Some(Errno::ADDRNOTAVAIL) =>
+            {
+                open((Ipv4Addr::UNSPECIFIED, *port).into(), &tuning)?
+            }
+            result => result?,
+        },
+        Bind::Unix { path, mode } => {
+            let (socket, file) = unix::listen(path, *mode)?;
+            return Ok(Listening::Unix(socket, Arc::new(file)));
+        }
+    };
+    Ok(Listening::Tcp(socket))
+}
+
 /// Makes a listening socket that another process opened the same as one of [`listen`].
-pub fn adopt(socket: &TcpListener, congestion: Option<Arc<str>>) -> io::Result<()> {
+pub fn adopt(socket: TcpListener, congestion: Option<Arc<str>>) -> io::Result<Listening> {
     socket.set_nonblocking(true)?;
-    Tuning { patience: VANISHED, congestion }.apply(&SockRef::from(socket))
+    Tuning { patience: VANISHED, congestion }.apply(&SockRef::from(&socket))?;
+    Ok(Listening::Tcp(socket))
 }
 
 fn open(address: SocketAddr, tuning: &Tuning) -> io::Result<TcpListener> {
@@ -103,13 +231,19 @@ fn open(address: SocketAddr, tuning: &Tuning) -> io::Result<TcpListener> {
 }
 
 /// Connects to a peer; the caller sets the deadline.
-pub async fn connect(address: SocketAddr, tuning: &Tuning) -> io::Result<TcpStream> {
+pub async fn connect(address: &Address, tuning: &Tuning) -> io::Result<TcpStream> {
+    let address = match address {
+        Address::Tcp(address) => address,
+        // It has nothing to tune, and its peer cannot vanish.
+        Address::Unix(path) => return unix::connect(path).await,
+    };
     let stream = TcpStream::connect(address).await?;
     tuning.apply(&SockRef::from(&stream))?;
     Ok(stream)
 }
 
-/// Closes with RST, so that the peer's next use fails at once instead of vanishing.
+/// Closes with RST, so that the peer's next use fails at once instead of vanishing. At a unix socket
+/// it does so after any close, and what was written can still be read.
 pub fn reset(stream: impl AsFd) {
     // Without the option the close is a FIN: less prompt, still a close.
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
@@ -143,7 +277,8 @@ pub fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> usize {
 /// Whether everything written has left for the peer. A RST would throw the rest away. Not to be
 /// asked after our own FIN, when the system always says yes.
 pub fn is_sent(stream: &TcpStream) -> bool {
-    // With this mark a socket counts as writable only while nothing waits to be sent.
+    // With this mark a socket counts as writable only while nothing waits to be sent. A unix socket
+    // takes none: what is written to it lies with the peer.
     if SockRef::from(stream).set_tcp_notsent_lowat(1).is_err() {
         return true;
     }
@@ -188,18 +323,25 @@ pub fn is_client_gone(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
+    fn tcp(bind: &Bind, congestion: Option<Arc<str>>) -> TcpListener {
+        match listen(bind, congestion).unwrap() {
+            Listening::Tcp(listener) => listener,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn a_star_takes_ipv4_clients_and_a_second_bind_fails() {
-        let listener = listen(Bind::All(0), None).unwrap();
+        let listener = tcp(&Bind::All(0), None);
         let port = listener.local_addr().unwrap().port();
         std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        let error = listen(Bind::All(port), None).unwrap_err();
+        let error = listen(&Bind::All(port), None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]
     fn accepted_clients_have_the_options_of_their_listener() {
-        let listener = listen(Bind::One((Ipv4Addr::LOCALHOST, 0).into()), None).unwrap();
+        let listener = tcp(&Bind::One((Ipv4Addr::LOCALHOST, 0).into()), None);
         let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         listener.set_nonblocking(false).unwrap();
         let (accepted, _) = listener.accept().unwrap();
@@ -213,7 +355,7 @@ mod tests {
     fn accepted_clients_have_the_congestion_control_of_their_listener() {
         let bind = Bind::One((Ipv4Addr::LOCALHOST, 0).into());
         // Every kernel has it.
-        let listener = listen(bind, Some("reno".into())).unwrap();
+        let listener = tcp(&bind, Some("reno".into()));
         let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         listener.set_nonblocking(false).unwrap();
         let (accepted, _) = listener.accept().unwrap();
@@ -223,9 +365,9 @@ mod tests {
 
     #[tokio::test]
     async fn sent_means_that_nothing_waits_in_our_kernel() {
-        let listener = listen(Bind::One((Ipv4Addr::LOCALHOST, 0).into()), None).unwrap();
+        let listener = tcp(&Bind::One((Ipv4Addr::LOCALHOST, 0).into()), None);
         let tuning = Tuning { patience: VANISHED, congestion: None };
-        let stream = connect(listener.local_addr().unwrap(), &tuning).await.unwrap();
+        let stream = connect(&listener.local_addr().unwrap().into(), &tuning).await.unwrap();
         assert!(is_sent(&stream));
         stream.writable().await.unwrap();
         while stream.try_write(&[0; 65536]).is_ok() {}

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use socket2::{Domain, SockAddr, Socket, Type};
+
 use crate::config::Bind;
 
 /// For each step; the admin answers at once.
@@ -26,7 +28,7 @@ pub enum RemoteError {
     )]
     Silent {
         /// Where it was asked.
-        address: SocketAddr,
+        address: Bind,
         /// The system's reason.
         error: io::Error,
     },
@@ -37,17 +39,17 @@ pub enum RemoteError {
 
 /// The body of what a GET of this path gives.
 pub fn get(admin: Option<Bind>, path: &str) -> Result<String, RemoteError> {
-    let address = admin.map(|bind| reachable(bind.address())).ok_or(RemoteError::NoAdmin)?;
+    let address = admin.ok_or(RemoteError::NoAdmin)?;
     let (code, body) =
-        request(address, path).map_err(|error| RemoteError::Silent { address, error })?;
+        request(&address, path).map_err(|error| RemoteError::Silent { address, error })?;
     match code {
         200 => Ok(body),
         _ => Err(RemoteError::Answer(body.trim_end().to_owned())),
     }
 }
 
-fn request(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+fn request(bind: &Bind, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = connect(bind)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
@@ -59,6 +61,22 @@ fn request(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     let code = code.ok_or_else(|| io::Error::other("this is not HTTP"))?;
     Ok((code, body.to_owned()))
+}
+
+fn connect(bind: &Bind) -> io::Result<TcpStream> {
+    let address = match bind {
+        Bind::Unix { path, .. } => {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            // Also for the connect, which waits while the queue is full.
+            socket.set_write_timeout(Some(PATIENCE))?;
+            socket.connect(&SockAddr::unix(path)?)?;
+            // To read and write it is a stream like any other.
+            return Ok(socket.into());
+        }
+        Bind::One(address) => *address,
+        Bind::All(port) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), *port),
+    };
+    TcpStream::connect_timeout(&reachable(address), PATIENCE)
 }
 
 /// What listens on all addresses is asked on the loopback.

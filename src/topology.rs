@@ -1,6 +1,7 @@
 //! Plain data that both planes share: names, roles, what a check found, the rules, and the published
 //! View.
 
+mod address;
 mod admission;
 mod check;
 mod hint;
@@ -8,6 +9,7 @@ mod rule;
 mod view;
 
 pub use self::{
+    address::Address,
     admission::{Admission, Timeouts},
     check::{Answer, Failure, Role, State},
     hint::{Hint, Hints},

@@ -28,7 +28,7 @@ fn explain(pool: &Published) -> String {
     let epoch = view.epoch;
     match &view.verdict {
         Verdict::Serve(served) => {
-            let (backend, address) = (&served.backend, served.address);
+            let (backend, address) = (&served.backend, &served.address);
             line(format!(
                 "pool {}: serves {backend} at {address}, for {since} (epoch {epoch})",
                 pool.pool

@@ -1,12 +1,10 @@
 //! The JSON of `/status`.
 
-use std::net::SocketAddr;
-
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::{ListenerStatus, Shown, State};
-use crate::topology::{self, Answer, BackendStatus, Published};
+use crate::topology::{self, Address, Answer, BackendStatus, Published};
 
 /// A JSON object whose entries keep the order of the config.
 struct Named<K, V>(Vec<(K, V)>);
@@ -28,7 +26,7 @@ struct Report<'a> {
 
 #[derive(Serialize)]
 struct Listener<'a> {
-    addresses: &'a [SocketAddr],
+    addresses: Vec<String>,
     pool: &'a str,
     role: &'static str,
     drained: bool,
@@ -71,7 +69,7 @@ struct Backend {
     state: &'static str,
     role: Option<&'static str>,
     evidence: String,
-    resolved: Option<SocketAddr>,
+    resolved: Option<String>,
     run_id: Option<String>,
     replid: Option<String>,
     replid2: Option<String>,
@@ -112,7 +110,7 @@ pub(super) fn report<'a>(state: &State, shown: &'a Shown) -> impl Serialize + us
 impl<'a> Listener<'a> {
     fn new(listener: &'a ListenerStatus, pool: &'a str) -> Self {
         Self {
-            addresses: &listener.addresses,
+            addresses: listener.addresses.iter().map(Address::to_string).collect(),
             pool,
             role: listener.role.as_str(),
             drained: listener.is_drained,
@@ -167,7 +165,7 @@ impl Backend {
             state: backend.state.as_str(),
             role: backend.state.role().map(topology::Role::as_str),
             evidence: backend.evidence.clone(),
-            resolved: answer.map(|answer| answer.address),
+            resolved: answer.map(|answer| answer.address.to_string()),
             run_id: text(|answer| &answer.run_id),
             replid: text(|answer| &answer.replid),
             replid2: answer.and_then(|answer| answer.replid2.clone()),

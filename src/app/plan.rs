@@ -1,17 +1,15 @@
 //! A config and everything for it that the system can refuse: asked for before anything changes.
 
-use std::{
-    io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    sync::Arc,
-};
+use std::{io, sync::Arc};
 
 use tracing::warn;
 
 use super::{AppError, budget::Budget, running::Running};
 use crate::{
     config::{Bind, Config},
-    net,
+    lifecycle::inherit::Passed,
+    net::{self, Listening},
+    topology::Address,
 };
 
 /// A config that can be run.
@@ -28,28 +26,24 @@ pub(super) struct Plan {
 /// A listening socket.
 pub(super) struct Socket {
     bind: Bind,
-    pub(super) address: SocketAddr,
+    pub(super) address: Address,
     /// Kept as long as the socket is to listen, whoever accepts.
-    kept: Arc<TcpListener>,
+    kept: Arc<Listening>,
+    /// An older rolegate had opened it.
+    is_passed_on: bool,
     /// For the one who accepts.
-    accepting: Option<TcpListener>,
+    accepting: Option<Listening>,
 }
 
 impl Socket {
     fn new(bind: Bind, congestion: Option<Arc<str>>) -> io::Result<Self> {
-        let kept = Arc::new(net::listen(bind, congestion)?);
+        let kept = Arc::new(net::listen(&bind, congestion)?);
         Self::share(bind, kept)
     }
 
-    /// One that was passed to this process.
-    fn adopt(bind: Bind, socket: TcpListener, congestion: Option<Arc<str>>) -> io::Result<Self> {
-        net::adopt(&socket, congestion)?;
-        Self::share(bind, Arc::new(socket))
-    }
-
-    fn share(bind: Bind, kept: Arc<TcpListener>) -> io::Result<Self> {
-        let (address, accepting) = (kept.local_addr()?, Some(kept.try_clone()?));
-        Ok(Self { bind, address, kept, accepting })
+    fn share(bind: Bind, kept: Arc<Listening>) -> io::Result<Self> {
+        let (address, accepting) = (kept.address()?, Some(kept.try_clone()?));
+        Ok(Self { bind, address, kept, is_passed_on: false, accepting })
     }
 
     /// Whether both are the same socket.
@@ -57,13 +51,40 @@ impl Socket {
         Arc::ptr_eq(&self.kept, &other.kept)
     }
 
-    /// The socket itself, for another process.
-    pub(super) fn fd(&self) -> &TcpListener {
-        &self.kept
+    /// The socket itself, for another process, and its name there. A file that is not ours to remove
+    /// is told by a name that is no key.
+    pub(super) fn pass(&self, key: String) -> (String, &Listening) {
+        let is_others = self.kept.file().is_some_and(|file| !file.is_own());
+        (if is_others { String::new() } else { key }, &self.kept)
+    }
+
+    /// Another process listens here from now on.
+    pub(super) fn leave(&self) {
+        if let Some(file) = self.kept.file() {
+            file.leave();
+        }
+    }
+
+    /// The process that listened here before does so no longer.
+    pub(super) fn own(&self) {
+        if let Some(file) = self.kept.file().filter(|_| self.is_passed_on) {
+            file.own();
+        }
+    }
+
+    /// What the new config says of the same socket holds from now on.
+    pub(super) fn renew(&mut self, new: &Self) {
+        if let (Some(file), Bind::Unix { mode, .. }) = (self.kept.file(), &new.bind)
+            && self.bind != new.bind
+            && let Err(error) = file.set_mode(*mode)
+        {
+            warn!(address = %self.address, error = error.to_string(), "cannot change bind_mode");
+        }
+        self.bind = new.bind.clone();
     }
 
     /// The end that accepts, once.
-    pub(super) fn take(&mut self) -> io::Result<TcpListener> {
+    pub(super) fn take(&mut self) -> io::Result<Listening> {
         self.accepting.take().map_or_else(|| self.kept.try_clone(), Ok)
     }
 }
@@ -74,7 +95,7 @@ impl Plan {
     pub(super) fn new(
         config: Config,
         running: Option<&Running>,
-        mut inherited: Vec<(String, TcpListener)>,
+        mut inherited: Vec<(String, Listening)>,
         workers: usize,
         limit: u64,
         congestion: Option<&Arc<str>>,
@@ -82,33 +103,40 @@ impl Plan {
         let budget = Budget::new(&config, workers, limit)?;
         // Each once; one of the same listener first, as port 0 is another port for each.
         let mut known: Vec<_> = running.iter().flat_map(|running| running.sockets()).collect();
-        let mut socket = |name: Option<&str>, bind: Bind, key: &str| {
+        let mut socket = |name: Option<&str>, bind: &Bind, key: &str| {
             let is_it = |(owner, socket): &(Option<&str>, &Socket), same: bool| {
-                socket.bind == bind && (*owner == name || !same && bind.address().port() != 0)
+                socket.bind.is_same_place(bind) && (*owner == name || !same && !bind.is_any_port())
             };
             let at = known.iter().position(|known| is_it(known, true));
             let at = at.or_else(|| known.iter().position(|known| is_it(known, false)));
             let socket = match at {
-                Some(at) => Socket::share(bind, known.swap_remove(at).1.kept.clone()),
+                Some(at) => Socket::share(bind.clone(), known.swap_remove(at).1.kept.clone()),
                 None => match position(&inherited, bind, key) {
-                    Some(at) => Socket::adopt(bind, inherited.remove(at).1, congestion.cloned()),
-                    None => Socket::new(bind, congestion.cloned()),
+                    Some(at) => {
+                        let (name, passed) = inherited.remove(at);
+                        let shared = Socket::share(bind.clone(), Arc::new(passed));
+                        shared.map(|socket| Socket { is_passed_on: name == key, ..socket })
+                    }
+                    None => Socket::new(bind.clone(), congestion.cloned()),
                 },
             };
-            socket.map_err(|error| AppError::Bind { bind, key: key.to_owned(), error })
+            socket.map_err(|error| {
+                let (bind, key) = (bind.clone(), key.to_owned());
+                AppError::Bind { bind, key, error }
+            })
         };
-        let admin = config.admin.map(|bind| socket(None, bind, ADMIN)).transpose()?;
+        let admin = config.admin.as_ref().map(|bind| socket(None, bind, ADMIN)).transpose()?;
         let mut sockets = Vec::new();
         for listener in &config.listeners {
             let key = key(&listener.name);
             let bound: Result<Vec<_>, _> = (listener.binds.iter())
-                .map(|bind| socket(Some(&listener.name), *bind, &key))
+                .map(|bind| socket(Some(&listener.name), bind, &key))
                 .collect();
             sockets.push(bound?);
         }
         drop(known);
         for (name, unused) in &inherited {
-            let address = unused.local_addr().ok().map(|address| address.to_string());
+            let address = unused.address().ok().map(|address| address.to_string());
             let advice = "no bind of the config has this address; it is closed";
             warn!(name, address, advice, "a socket was passed that is not used");
         }
@@ -126,16 +154,30 @@ pub(super) fn key(listener: &str) -> String {
 
 /// The socket for this key and address: by its address, or by its name where the config leaves the port
 /// to the system.
-fn position(inherited: &[(String, TcpListener)], bind: Bind, key: &str) -> Option<usize> {
-    let wanted = bind.address();
-    inherited.iter().position(|(name, socket)| match socket.local_addr() {
-        Ok(address) if wanted.port() == 0 => name == key && address.ip() == wanted.ip(),
-        Ok(address) => {
-            // Without IPv6 all addresses are those of IPv4.
-            let is_all =
-                matches!(bind, Bind::All(port) if address == (Ipv4Addr::UNSPECIFIED, port).into());
-            address == wanted || is_all
-        }
-        Err(_) => false,
+fn position(inherited: &[(String, Listening)], bind: &Bind, key: &str) -> Option<usize> {
+    inherited.iter().position(|(name, socket)| {
+        let is_named = bind.is_any_port() && name == key;
+        is_named || socket.address().is_ok_and(|address| bind.is_at(&address))
     })
+}
+
+/// What was passed, made ready to accept. What cannot be is closed.
+pub(super) fn adopt(
+    passed: Vec<(String, Passed)>,
+    congestion: Option<&Arc<str>>,
+) -> Vec<(String, Listening)> {
+    let adopt = |(name, socket)| {
+        let socket = match socket {
+            Passed::Tcp(socket) => net::adopt(socket, congestion.cloned()),
+            Passed::Unix(socket) => Listening::adopt_unix(socket),
+        };
+        match socket {
+            Ok(socket) => Some((name, socket)),
+            Err(error) => {
+                warn!(name, error = error.to_string(), "cannot use a socket that was passed");
+                None
+            }
+        }
+    };
+    passed.into_iter().filter_map(adopt).collect()
 }

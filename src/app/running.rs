@@ -1,6 +1,6 @@
 //! What runs, and how a config changes it. The start is a change, too: from nothing.
 
-use std::{collections::HashMap, mem, net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, mem, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -27,7 +27,7 @@ use crate::{
         worker::Workers,
     },
     metrics::Metrics,
-    net::Tuning,
+    net::{Listening, Tuning},
     topology::Published,
 };
 
@@ -126,9 +126,9 @@ impl Running {
     }
 
     /// The same for another process, by the keys of the config.
-    pub(super) fn named_sockets(&self) -> impl Iterator<Item = (String, &TcpListener)> {
+    pub(super) fn named_sockets(&self) -> impl Iterator<Item = (String, &Listening)> {
         self.sockets().map(|(listener, socket)| {
-            (listener.map_or_else(|| plan::ADMIN.to_owned(), plan::key), socket.fd())
+            socket.pass(listener.map_or_else(|| plan::ADMIN.to_owned(), plan::key))
         })
     }
 
@@ -268,7 +268,9 @@ impl Running {
         for mut socket in sockets {
             let known = old.iter().position(|accepting| accepting.socket.is(&socket));
             if let Some(at) = known {
-                running.sockets.push(old.swap_remove(at));
+                let mut accepting = old.swap_remove(at);
+                accepting.socket.renew(&socket);
+                running.sockets.push(accepting);
                 continue;
             }
             let (listener, pool) = (&*running.config.name, &*running.pool);
@@ -314,13 +316,15 @@ impl Running {
         };
         if let Some(old) = old {
             if old.socket.is(&socket) {
+                let mut old = old;
+                old.socket.renew(&socket);
                 self.admin = Some(old);
                 return Ok(());
             }
             old.stop.cancel();
         }
         info!(address = %socket.address, "admin listening");
-        let accepting = tokio::net::TcpListener::from_std(socket.take()?)?;
+        let accepting = socket.take()?.register()?;
         let stop = CancellationToken::new();
         let (state, stopping) = (self.state.clone(), stop.clone());
         self.ends.spawn(async move {
@@ -341,7 +345,7 @@ impl Running {
                 pool: place.unwrap_or_default(),
                 role: listener.config.role,
                 hold: if hold.dry_run { Duration::ZERO } else { hold.timeout },
-                addresses: listener.sockets.iter().map(|one| one.socket.address).collect(),
+                addresses: listener.sockets.iter().map(|one| one.socket.address.clone()).collect(),
                 is_drained: listener.is_drained,
                 metrics: self.base.metrics.listener(&listener.config.name),
             }

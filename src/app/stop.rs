@@ -65,6 +65,7 @@ pub(super) async fn stop(
             let process = successor.process();
             let hard_stop_after_seconds = config.hard_stop_after.as_secs_f64();
             supervisor.hand_over(process);
+            running.sockets().for_each(|(_, socket)| socket.leave());
             running.stop_listening();
             running.stop_admin();
             // It becomes ready for systemd when that knows of it.

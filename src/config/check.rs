@@ -6,7 +6,8 @@ use std::{num::NonZero, path::PathBuf, slice, sync::Arc, time::Duration};
 use super::{
     Bind, Config, Drain, Listener, Log, LogFormat, Pool, Source,
     file::{Fault, Node, Value},
-    section::{Checker, HOUR, join, quoted},
+    section::{Checker, HOUR, Section, join, quoted},
+    units::MAX_PATH,
 };
 use crate::topology::{Hold, Role};
 
@@ -97,6 +98,7 @@ impl Checker {
         let mut bound = Vec::new();
         let known = [
             "bind",
+            "bind_mode",
             "pool",
             "role",
             "hold",
@@ -117,6 +119,7 @@ impl Checker {
                 Some(node) => self.binds(node, &section.at("bind"), &mut bound),
                 None => Vec::new(),
             };
+            let binds = self.with_mode(&section, binds);
             let pool = self.required(&section, "pool").and_then(|node| {
                 let wanted = self.text(node, &section.at("pool"))?;
                 let found = pools.iter().position(|pool| *pool.name == *wanted);
@@ -158,7 +161,8 @@ impl Checker {
                 node.id,
                 format!(
                     "{path} is not an address to listen on: found {}; allowed are IP:PORT, \
-                     \"[IPV6]:PORT\" and \"*:PORT\" with a port from 0 to 65535",
+                     \"[IPV6]:PORT\" and \"*:PORT\" with a port from 0 to 65535, and \
+                     unix:/PATH with a path of at most {MAX_PATH} bytes",
                     quoted(text)
                 ),
             );
@@ -172,14 +176,52 @@ impl Checker {
             self.fault(node.id, message);
             return None;
         }
-        bound.push((bind, path.to_owned()));
+        bound.push((bind.clone(), path.to_owned()));
         Some(bind)
     }
 
     fn admin(&mut self, node: &Node, bound: &mut Vec<(Bind, String)>) -> Option<Bind> {
-        let section = self.section(node, "admin", &["bind"])?;
+        let section = self.section(node, "admin", &["bind", "bind_mode"])?;
         let node = self.required(&section, "bind")?;
-        self.bind(node, "admin.bind", bound)
+        let bind = self.bind(node, "admin.bind", bound)?;
+        self.with_mode(&section, vec![bind]).pop()
+    }
+
+    /// The unix sockets among them with the section's `bind_mode`.
+    fn with_mode(&mut self, section: &Section<'_>, mut binds: Vec<Bind>) -> Vec<Bind> {
+        let Some(node) = section.get("bind_mode") else {
+            return binds;
+        };
+        let path = section.at("bind_mode");
+        let Some(text) = self.text(node, &path) else {
+            return binds;
+        };
+        let octal = text.len() <= 4 && text.bytes().all(|b| b.is_ascii_digit());
+        let parsed = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);
+        let Some(parsed) = parsed else {
+            let message = format!(
+                "{path} is not the mode of a file: found {}; allowed are \"0000\" to \"0777\", in \
+                 quotes, as in chmod",
+                quoted(text)
+            );
+            self.fault(node.id, message);
+            return binds;
+        };
+        let mut is_used = binds.is_empty();
+        for bind in &mut binds {
+            if let Bind::Unix { mode, .. } = bind {
+                *mode = parsed;
+                is_used = true;
+            }
+        }
+        if !is_used {
+            let message = format!(
+                "{path} has no use: found no unix:/PATH in {}; leave it out",
+                section.at("bind")
+            );
+            self.fault(node.id, message);
+        }
+        binds
     }
 
     fn hold(&mut self, node: Option<&Node>, path: &str) -> Hold {

@@ -5,10 +5,11 @@ use std::{env, os::unix::ffi::OsStringExt, path::Path, time::Duration};
 use secrecy::{ExposeSecret, SecretSlice};
 
 use super::{
-    Auth, Backend, Check, HostPort, Pool, SeenFile, Sentinel,
+    Auth, Backend, Check, Endpoint, HostPort, Pool, SeenFile, Sentinel,
     file::{Node, Value},
     read_limited,
     section::{Checker, HOUR, MS, found, join, quoted},
+    units::MAX_PATH,
 };
 use crate::topology::OnUnexplainedHeir;
 
@@ -73,7 +74,7 @@ impl Checker {
         let mut backends: Vec<Backend> = Vec::new();
         for (name, node) in self.named(node, path, "backend") {
             let path = join(path, &name);
-            let Some(address) = self.host_port(node, &path) else {
+            let Some(address) = self.endpoint(node, &path) else {
                 continue;
             };
             if let Some(other) = backends.iter().find(|other| other.address == address) {
@@ -205,6 +206,18 @@ impl Checker {
             .get("announce")
             .map(|node| self.announce(node, &section.at("announce"), backends))
             .unwrap_or_default();
+        for (place, backend) in backends.iter().enumerate() {
+            let is_announced = announce.iter().any(|(announced, _)| *announced == place);
+            if matches!(backend.address, Endpoint::Unix(_)) && !is_announced {
+                let message = format!(
+                    "{} is missing, as {} is a unix socket: add the HOST:PORT by which the Sentinels \
+                     know it",
+                    join(&section.at("announce"), &backend.name),
+                    backend.name
+                );
+                self.fault(section.id, message);
+            }
+        }
         Some(Sentinel {
             master_name: master_name?,
             addresses,
@@ -252,7 +265,8 @@ impl Checker {
             let Some(address) = self.host_port(node, path) else {
                 continue;
             };
-            let backend = backends.iter().find(|backend| backend.address == address);
+            let endpoint = Endpoint::Host(address.clone());
+            let backend = backends.iter().find(|backend| backend.address == endpoint);
             if addresses.contains(&address) {
                 let message = format!(
                     "{path} has an address twice: found {address}; every Sentinel has one vote"
@@ -266,7 +280,7 @@ impl Checker {
                 );
                 self.fault(node.id, message);
             } else {
-                self.backends.push((path.to_owned(), address.clone(), node.id));
+                self.backends.push((path.to_owned(), endpoint, node.id));
                 addresses.push(address);
             }
         }
@@ -301,6 +315,21 @@ impl Checker {
             announced.push((place, address));
         }
         announced
+    }
+
+    fn endpoint(&mut self, node: &Node, path: &str) -> Option<Endpoint> {
+        let text = self.text(node, path)?;
+        let address = Endpoint::parse(text);
+        if address.is_none() {
+            let message = format!(
+                "{path} is not an address: found {}; allowed are HOST:PORT, IP:PORT and \
+                 \"[IPV6]:PORT\" with a port from 1 to 65535, and unix:/PATH with a path of at most \
+                 {MAX_PATH} bytes",
+                quoted(text)
+            );
+            self.fault(node.id, message);
+        }
+        address
     }
 
     fn host_port(&mut self, node: &Node, path: &str) -> Option<HostPort> {

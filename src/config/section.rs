@@ -6,7 +6,7 @@
 use std::{collections::HashSet, num::NonZero, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use super::{
-    HostPort, SeenFile,
+    Endpoint, SeenFile,
     file::{Fault, Key, Node, Value},
     units::{parse_duration, show_duration},
 };
@@ -25,7 +25,7 @@ const MAX_NAME: usize = 64;
 pub(super) struct Checker {
     pub(super) faults: Vec<Fault>,
     /// Every backend's key, address and node, to be held against the listeners.
-    pub(super) backends: Vec<(String, HostPort, usize)>,
+    pub(super) backends: Vec<(String, Endpoint, usize)>,
     /// Other files that were read.
     pub(super) files: Vec<SeenFile>,
 }

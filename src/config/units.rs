@@ -3,8 +3,18 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
     time::Duration,
 };
+
+use crate::topology::Address;
+
+/// What the system has room for in the address of a unix socket, in bytes.
+pub(super) const MAX_PATH: usize = 107;
+
+/// The mode of a unix socket's file, unless the config has another.
+const DEFAULT_MODE: u32 = 0o660;
 
 /// Parses a whole number with one of the units ms, s, m or h.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
@@ -71,17 +81,61 @@ impl fmt::Display for HostPort {
     }
 }
 
+/// Where a backend is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A host and a port.
+    Host(HostPort),
+    /// The file of a unix socket on this host, as an absolute path of at most 107 bytes.
+    Unix(Arc<Path>),
+}
+
+impl Endpoint {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match text.strip_prefix("unix:") {
+            Some(path) => parse_path(path).map(Self::Unix),
+            None => HostPort::parse(text).map(Self::Host),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// An absolute path that fits a socket's address; in one spelling, as far as it alone tells.
+fn parse_path(text: &str) -> Option<Arc<Path>> {
+    let path: Box<Path> = Path::new(text).components().collect::<std::path::PathBuf>().into();
+    let fits = path.is_absolute() && text.len() <= MAX_PATH && !text.contains('\0');
+    (fits && path.file_name().is_some() && !text.ends_with('/')).then(|| path.into())
+}
+
 /// Where to listen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bind {
     /// Every IPv4 and, where the system has it, every IPv6 address, with this port.
     All(u16),
     /// This address. `[::]` takes IPv4 clients too.
     One(SocketAddr),
+    /// A unix socket.
+    Unix {
+        /// Its file, as an absolute path of at most 107 bytes.
+        path: Arc<Path>,
+        /// Who may use it, as in chmod.
+        mode: u32,
+    },
 }
 
 impl Bind {
     pub(super) fn parse(text: &str) -> Option<Self> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Some(Self::Unix { path: parse_path(path)?, mode: DEFAULT_MODE });
+        }
         let (host, port) = split(text)?;
         let port = port.parse().ok()?;
         match host {
@@ -93,22 +147,51 @@ impl Bind {
         }
     }
 
-    /// The socket address to bind; for [`Bind::All`] the IPv6 one.
-    pub fn address(&self) -> SocketAddr {
+    /// The IP address and port; for [`Bind::All`] the IPv6 one.
+    fn address(&self) -> Option<SocketAddr> {
         match *self {
-            Self::All(port) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
-            Self::One(address) => address,
+            Self::All(port) => Some(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)),
+            Self::One(address) => Some(address),
+            Self::Unix { .. } => None,
+        }
+    }
+
+    /// Whether the system chooses a free port.
+    pub fn is_any_port(&self) -> bool {
+        self.address().is_some_and(|address| address.port() == 0)
+    }
+
+    /// Whether a socket that listens at this address is the one to bind.
+    pub fn is_at(&self, address: &Address) -> bool {
+        match (self, address) {
+            // Without IPv6 all addresses are those of IPv4.
+            (Self::All(port), Address::Tcp(at)) => at.ip().is_unspecified() && at.port() == *port,
+            (Self::One(own), Address::Tcp(at)) => own == at,
+            (Self::Unix { path, .. }, Address::Unix(at)) => path == at,
+            _ => false,
+        }
+    }
+
+    /// Whether both are one place; the modes of a unix socket may differ.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unix { path: a, .. }, Self::Unix { path: b, .. }) => a == b,
+            _ => self == other,
         }
     }
 
     /// Whether a backend there would be this very process, as far as the address alone tells: a
     /// wildcard is only known to take the loopback addresses.
-    pub(super) fn is_reached_by(&self, backend: &HostPort) -> bool {
+    pub(super) fn is_reached_by(&self, backend: &Endpoint) -> bool {
+        let (own, backend) = match (self, self.address(), backend) {
+            (Self::Unix { path, .. }, _, Endpoint::Unix(other)) => return path == other,
+            (_, Some(own), Endpoint::Host(backend)) => (own, backend),
+            _ => return false,
+        };
         let ip = match backend.host.as_str() {
             "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
             host => host.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()),
         };
-        let own = self.address();
         own.port() == backend.port
             && ip.is_some_and(|ip| {
                 // To connect to the unspecified address means to this host.
@@ -119,7 +202,11 @@ impl Bind {
 
     /// Whether both cannot be bound at once. Port 0 is never the same port twice.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
-        let (a, b) = (self.address(), other.address());
+        let (a, b) = match (self, other, self.address(), other.address()) {
+            (Self::Unix { path: a, .. }, Self::Unix { path: b, .. }, ..) => return a == b,
+            (_, _, Some(a), Some(b)) => (a, b),
+            _ => return false,
+        };
         a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
     }
 }
@@ -129,6 +216,7 @@ impl fmt::Display for Bind {
         match self {
             Self::All(port) => write!(f, "*:{port}"),
             Self::One(address) => address.fmt(f),
+            Self::Unix { path, .. } => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -224,12 +312,29 @@ mod tests {
         assert!(!overlap("0.0.0.0:1", "[::1]:1"));
         assert!(!overlap("*:1", "*:2"));
         assert!(!overlap("127.0.0.1:0", "127.0.0.1:0"));
+        assert!(overlap("unix:/a", "unix:/./a"));
+        assert!(!overlap("unix:/a", "unix:/b"));
+        assert!(!overlap("unix:/a", "*:1"));
+    }
+
+    #[test]
+    fn paths_of_unix_sockets() {
+        let longest = format!("unix:/{}", "x".repeat(MAX_PATH - 1));
+        for right in ["unix:/run/redis.sock", "unix:/a", &longest] {
+            assert_eq!(Endpoint::parse(right).unwrap().to_string(), right);
+            assert_eq!(Bind::parse(right).unwrap().to_string(), right);
+        }
+        let too_long = format!("{longest}x");
+        for wrong in ["unix:", "unix:redis.sock", "unix:/", "unix:/run/", "unix:/a\0b", &too_long] {
+            assert_eq!(Endpoint::parse(wrong), None, "{wrong}");
+            assert_eq!(Bind::parse(wrong), None, "{wrong}");
+        }
     }
 
     #[test]
     fn a_backend_that_is_the_listener_itself_is_seen() {
         let reached = |bind: &str, backend: &str| {
-            Bind::parse(bind).unwrap().is_reached_by(&HostPort::parse(backend).unwrap())
+            Bind::parse(bind).unwrap().is_reached_by(&Endpoint::parse(backend).unwrap())
         };
         assert!(reached("127.0.0.1:1", "127.0.0.1:1"));
         assert!(reached("*:1", "localhost:1"));
@@ -241,13 +346,17 @@ mod tests {
         assert!(!reached("*:1", "10.0.0.1:1"));
         assert!(!reached("127.0.0.1:1", "127.0.0.1:2"));
         assert!(!reached("*:1", "redis:1"));
+        assert!(reached("unix:/run/a.sock", "unix:/run//./a.sock"));
+        assert!(!reached("unix:/run/a.sock", "unix:/run/b.sock"));
+        assert!(!reached("unix:/run/a.sock", "localhost:1"));
+        assert!(!reached("*:1", "unix:/run/a.sock"));
         assert_eq!(Bind::parse("[::ffff:1.2.3.4]:1").unwrap().to_string(), "1.2.3.4:1");
     }
 
     proptest! {
         #[test]
         fn nothing_panics(text in "\\PC{0,40}") {
-            let _ = (parse_duration(&text), HostPort::parse(&text), Bind::parse(&text));
+            let _ = (parse_duration(&text), Endpoint::parse(&text), Bind::parse(&text));
         }
 
         #[test]

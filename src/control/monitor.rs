@@ -390,7 +390,7 @@ impl Monitor {
                 self.passed = Some(now);
                 Verdict::Serve(Arc::new(Served {
                     backend: self.names[place].clone(),
-                    address: answer.address,
+                    address: answer.address.clone(),
                     reason: reason.clone(),
                     lease: Lease::default(),
                 }))

@@ -51,6 +51,13 @@ impl Name {
         Self { address, every, known: watch::Sender::default(), wanted: Notify::new() }
     }
 
+    /// Knows from the start what the same name resolved to before.
+    pub(super) fn take_over(&self, old: &Self) {
+        if self.address == old.address {
+            self.known.send_replace(old.known.borrow().clone());
+        }
+    }
+
     /// The last good answer, at least one address. Waits for the first lookup, for so long at the
     /// most.
     pub(super) async fn addresses(&self, patience: Duration) -> Result<Vec<SocketAddr>, Problem> {

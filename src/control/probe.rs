@@ -3,7 +3,7 @@
 
 mod link;
 
-use std::{future::pending, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{future::pending, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::{Auth, Backend, Check},
-    topology::{Failure, Hint, Hints},
+    topology::{Address, Failure, Hint, Hints},
 };
 
 /// Checks start at least so far apart, also when each finds its connection cut.
@@ -97,6 +97,8 @@ struct Probe {
     turn: Turn,
     /// Timeouts in a row of the check that has not ended.
     silences: u32,
+    /// Where the last check passed.
+    passed_at: Option<Address>,
 }
 
 enum Turn {
@@ -112,7 +114,7 @@ struct Asking {
     since: Instant,
     over: Over,
     /// Where the kept connection that it goes over leads.
-    at: Option<SocketAddr>,
+    at: Option<Address>,
     answer: Pin<Box<dyn Future<Output = Answered> + Send>>,
 }
 
@@ -132,7 +134,8 @@ enum Over {
 impl Probe {
     fn new(id: u64, route: Arc<Route>, pace: Arc<Pace>, desk: Desk) -> Self {
         let changes = route.changes();
-        Self { id, route, changes, pace, desk, turn: Turn::Idle(None), silences: 0 }
+        let (turn, silences, passed_at) = (Turn::Idle(None), 0, None);
+        Self { id, route, changes, pace, desk, turn, silences, passed_at }
     }
 
     /// Checks at the pool's pace, and at once when that is asked for, the kept connection is cut, or
@@ -182,14 +185,14 @@ impl Probe {
         loop {
             let mut asking = match std::mem::replace(&mut self.turn, Turn::Idle(None)) {
                 Turn::Idle(link) => self.ask(link.filter(|link| self.is_of_use(link))),
-                Turn::Asking(asking) if asking.at.is_none_or(|at| self.route.holds(at)) => asking,
+                Turn::Asking(asking) if self.is_held(&asking) => asking,
                 // The name has moved away from what does not answer.
                 Turn::Asking(_) => {
                     self.silences = 0;
                     self.ask(None)
                 }
             };
-            let Asking { since, over, .. } = asking;
+            let (since, over) = (asking.since, asking.over);
             let answered = timeout(self.desk.check.timeout, &mut asking.answer).await;
             let (observation, words) = match answered {
                 Ok((_, Err(problem))) if problem.failure == Failure::Cut && over != Over::New => {
@@ -201,8 +204,11 @@ impl Probe {
                     self.silences = 0;
                     self.turn = Turn::Idle(link);
                     match result {
-                        Ok(observation) => (observation, None),
-                        Err(Problem { failure, words }) => (Observation::Failed(failure), words),
+                        Ok(observation) => {
+                            self.remember(&observation);
+                            (observation, None)
+                        }
+                        Err(problem) => self.failed(problem),
                     }
                 }
                 Err(_) => {
@@ -226,9 +232,36 @@ impl Probe {
         }
     }
 
+    fn remember(&mut self, observation: &Observation) {
+        if let Observation::Passed(answer) = observation
+            && self.passed_at.as_ref() != Some(&answer.address)
+        {
+            self.passed_at = Some(answer.address.clone());
+        }
+    }
+
+    /// A refused login leaves open whether the backend still is what it was. At an address to which
+    /// its name has moved, that was another node: so what was is said to be gone, once.
+    fn failed(&mut self, problem: Problem) -> (Observation, Option<String>) {
+        let Problem { failure, words } = problem;
+        let moved = |at: &mut Address| failure.is_login() && !self.route.holds(at);
+        match self.passed_at.take_if(moved) {
+            Some(at) => {
+                let words =
+                    format!("its name has left {at}, and a login is refused where it leads");
+                (Observation::Failed(Failure::Unresolved), Some(words))
+            }
+            None => (Observation::Failed(failure), words),
+        }
+    }
+
     /// Whether the next check can go over this connection: another address is another node.
     fn is_of_use(&self, link: &Link) -> bool {
         !link.is_cut() && self.route.holds(link.address())
+    }
+
+    fn is_held(&self, asking: &Asking) -> bool {
+        asking.at.as_ref().is_none_or(|at| self.route.holds(at))
     }
 
     /// A check over the kept connection, or else over a new one.
@@ -240,7 +273,7 @@ impl Probe {
             Some(_) => Over::Kept,
             None => Over::New,
         };
-        let at = kept.as_ref().map(|link| link.address());
+        let at = kept.as_ref().map(|link| link.address().clone());
         let answer: Pin<Box<dyn Future<Output = _> + Send>> = match kept {
             // A small future, as nearly always.
             Some(link) => Box::pin(link.ask(auth)),

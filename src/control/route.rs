@@ -11,9 +11,9 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::name::{self, Name};
 use crate::{
-    config::HostPort,
+    config::Endpoint,
     net::{self, Tuning},
-    topology::Failure,
+    topology::{Address, Failure},
 };
 
 /// How a backend or a Sentinel is reached.
@@ -23,7 +23,7 @@ pub(super) struct Route {
 }
 
 enum To {
-    Fixed(SocketAddr),
+    Fixed(Address),
     Name(Name),
 }
 
@@ -33,12 +33,22 @@ pub(super) struct Changes(Option<name::Changes>);
 impl Route {
     /// `timeout` is for all of the name's addresses together; the caller keeps it as a whole. A name
     /// is looked up `resolve` so often.
-    pub(super) fn new(address: HostPort, timeout: Duration, resolve: Duration) -> Self {
-        let to = match address.host.parse() {
-            Ok(ip) => To::Fixed(SocketAddr::new(ip, address.port)),
-            Err(_) => To::Name(Name::new(address, resolve)),
+    pub(super) fn new(to: Endpoint, timeout: Duration, resolve: Duration) -> Self {
+        let to = match to {
+            Endpoint::Unix(path) => To::Fixed(Address::Unix(path)),
+            Endpoint::Host(address) => match address.host.parse() {
+                Ok(ip) => To::Fixed(SocketAddr::new(ip, address.port).into()),
+                Err(_) => To::Name(Name::new(address, resolve)),
+            },
         };
         Self { to, timeout }
+    }
+
+    /// Knows from the start where the old route to the same backend led.
+    pub(super) fn take_over(&self, old: &Self) {
+        if let (To::Name(new), To::Name(old)) = (&self.to, &old.to) {
+            new.take_over(old);
+        }
     }
 
     /// Tries each address in turn, and tells the one that was reached. A peer is given up that
@@ -46,18 +56,21 @@ impl Route {
     pub(super) async fn connect(
         &self,
         patience: Duration,
-    ) -> Result<(TcpStream, SocketAddr), Problem> {
+    ) -> Result<(TcpStream, Address), Problem> {
         let addresses = match &self.to {
-            To::Fixed(address) => vec![*address],
+            To::Fixed(address) => vec![address.clone()],
             // What is left is for an answer that says why.
-            To::Name(name) => name.addresses(self.timeout / 2).await?,
+            To::Name(name) => {
+                let addresses = name.addresses(self.timeout / 2).await?;
+                addresses.into_iter().map(Address::from).collect()
+            }
         };
         let tuning = Tuning { patience, congestion: None };
         // One that swallows everything leaves time for the next.
         let share = self.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut last = None;
         for address in addresses {
-            match timeout(share, net::connect(address, &tuning)).await {
+            match timeout(share, net::connect(&address, &tuning)).await {
                 Ok(Ok(stream)) => return Ok((stream, address)),
                 Ok(Err(error)) => last = Some(Problem::io(&error)),
                 Err(_) => last = Some(Problem { failure: Failure::Timeout, words: None }),
@@ -69,14 +82,21 @@ impl Route {
     /// Whether it leads to this address now.
     pub(super) fn is_at(&self, ip: IpAddr, port: u16) -> bool {
         match &self.to {
-            To::Fixed(address) => address.ip() == ip && address.port() == port,
+            To::Fixed(Address::Tcp(address)) => address.ip() == ip && address.port() == port,
+            To::Fixed(Address::Unix(_)) => false,
             To::Name(name) => name.is_at(ip.to_canonical(), port),
         }
     }
 
     /// Whether a connection to this address still is one to the backend: the name may have moved.
-    pub(super) fn holds(&self, address: SocketAddr) -> bool {
-        self.is_at(address.ip(), address.port())
+    pub(super) fn holds(&self, address: &Address) -> bool {
+        match (&self.to, address) {
+            (To::Fixed(fixed), _) => fixed == address,
+            (To::Name(name), Address::Tcp(address)) => {
+                name.is_at(address.ip().to_canonical(), address.port())
+            }
+            (To::Name(_), Address::Unix(_)) => false,
+        }
     }
 
     /// From now on.
@@ -124,7 +144,7 @@ impl Problem {
     pub(super) fn io(error: &io::Error) -> Self {
         let failure = match error.kind() {
             _ if net::is_out_of_resources(error) => Failure::NoResources,
-            io::ErrorKind::ConnectionRefused => Failure::Refused,
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Failure::Refused,
             io::ErrorKind::TimedOut => Failure::Timeout,
             _ => Failure::Unreachable,
         };

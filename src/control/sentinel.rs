@@ -1,7 +1,7 @@
 //! Listens to the Sentinels of a pool, and asks them: one kept connection each, over which events
 //! are pushed (RESP3) and questions are answered.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, ErrorKind, Pipeline, ProtocolVersion, PushInfo, PushKind,
@@ -22,8 +22,8 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    config::{self, Auth, Check, HostPort},
-    topology::Failure,
+    config::{self, Auth, Check, Endpoint, HostPort},
+    topology::{Address, Failure},
 };
 
 /// From one question to the next while nothing happens.
@@ -115,7 +115,7 @@ impl Sentinels {
             name: address.to_string(),
             master_name: config.master_name.clone(),
             auth: config.auth.clone(),
-            route: Route::new(address.clone(), check.timeout, check.resolve),
+            route: Route::new(Endpoint::Host(address.clone()), check.timeout, check.resolve),
             timeout: check.timeout,
             news: news.clone(),
             question: Arc::clone(question),
@@ -161,7 +161,7 @@ impl Sentinel {
                 Ok(Ok((wire, address))) => {
                     let talk = self.converse(wire, pushed, &mut asked, &mut retry);
                     let moved = async {
-                        while self.route.holds(address) {
+                        while self.route.holds(&address) {
                             changes.next().await;
                         }
                     };
@@ -195,7 +195,7 @@ impl Sentinel {
         }
     }
 
-    async fn connect(&self, events: mpsc::Sender<PushInfo>) -> Result<(Wire, SocketAddr), Problem> {
+    async fn connect(&self, events: mpsc::Sender<PushInfo>) -> Result<(Wire, Address), Problem> {
         let (stream, address) = self.route.connect(PATIENCE).await?;
         let mut info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
         if let Some(auth) = &self.auth {

@@ -180,7 +180,7 @@ impl Gate {
     }
 
     /// Counts a client that may not come in, and tells of it now and then.
-    pub(super) fn refuse(&self, refusal: Refusal, source: IpAddr) {
+    pub(super) fn refuse(&self, refusal: Refusal, source: Option<IpAddr>) {
         self.metrics.refused(refusal);
         let mut refusals = lock(&self.refusals);
         refusals.untold += 1;
@@ -189,7 +189,8 @@ impl Gate {
         }
         refusals.told = Some(Instant::now());
         let refused = std::mem::take(&mut refusals.untold);
-        let (listener, client) = (&*self.listener, source.to_canonical().to_string());
+        let client = source.map_or_else(|| "unix".to_owned(), |ip| ip.to_canonical().to_string());
+        let listener = &*self.listener;
         let (reason, advice) = (refusal.as_str(), refusal.advice());
         warn!(listener, client, refused, reason, advice, "client refused");
     }

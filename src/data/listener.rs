@@ -1,8 +1,8 @@
 //! Accepts clients, each listening socket on one of the workers.
 
-use std::{io, net::TcpListener as StdTcpListener, sync::Arc};
+use std::{io, sync::Arc};
 
-use tokio::{net::TcpListener, select, sync::watch, task::yield_now, time::sleep};
+use tokio::{select, sync::watch, task::yield_now, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -10,14 +10,14 @@ use super::{
     session::{Session, Shared},
     worker::Here,
 };
-use crate::net;
+use crate::net::{self, Accepting, Listening};
 
 /// Clients that one socket may bring before the sessions of its worker have their turn.
 const TURN: usize = 32;
 
 /// A bound, non-blocking socket and what its sessions share.
 #[derive(Debug)]
-pub struct Listener<S = StdTcpListener> {
+pub struct Listener<S = Listening> {
     socket: S,
     /// What those share who come from now on.
     shared: watch::Receiver<Arc<Shared>>,
@@ -27,7 +27,7 @@ pub struct Listener<S = StdTcpListener> {
 impl Listener {
     /// Accepts nothing yet, and nothing more after the stop.
     pub fn new(
-        socket: StdTcpListener,
+        socket: Listening,
         shared: watch::Receiver<Arc<Shared>>,
         stop: CancellationToken,
     ) -> Self {
@@ -35,13 +35,13 @@ impl Listener {
     }
 
     /// Gets ready to accept on the worker that runs here.
-    pub(super) fn register(self) -> io::Result<Listener<TcpListener>> {
+    pub(super) fn register(self) -> io::Result<Listener<Accepting>> {
         let Self { socket, shared, stop } = self;
-        Ok(Listener { socket: TcpListener::from_std(socket)?, shared, stop })
+        Ok(Listener { socket: socket.register()?, shared, stop })
     }
 }
 
-impl Listener<TcpListener> {
+impl Listener<Accepting> {
     /// Accepts until the stop, whatever goes wrong with a client.
     pub(super) async fn run(self, here: Here) {
         let stop = self.stop.clone();

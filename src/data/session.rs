@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr, TcpStream as StdTcpStream},
+    net::TcpStream as StdTcpStream,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
@@ -22,7 +22,7 @@ use tracing::debug;
 use super::{gate::Gate, hold::Returns, relay::Relay, spare::Spares, worker::Load};
 use crate::{
     metrics::{CloseReason, ListenerMetrics, Moved},
-    net::{self, Tuning},
+    net::{self, Peer, Tuning},
     topology::{Admission, Hint, Hints, Hold, Revoked, Served, Timeouts, View},
 };
 
@@ -85,16 +85,18 @@ pub(super) type Parked = Session<StdTcpStream>;
 impl Session {
     /// Counts the client from now on, wherever it waits. `None` if it may not come in, which resets
     /// it.
-    pub(super) fn admit(client: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> Option<Self> {
+    pub(super) fn admit(client: TcpStream, peer: Peer, shared: &Arc<Shared>) -> Option<Self> {
         let (gate, rules) = (&shared.gate, &shared.admission);
-        let entered = gate
-            .enter(rules)
-            .and_then(|()| gate.enter_source(peer.ip(), rules).inspect_err(|_| gate.leave()));
+        let entered = gate.enter(rules).and_then(|()| match peer.ip() {
+            Some(ip) => gate.enter_source(ip, rules).inspect_err(|_| gate.leave()),
+            // At a unix socket the mode of its file says who may.
+            None => Ok(false),
+        });
         let is_source_counted = match entered {
             Ok(is_source_counted) => is_source_counted,
             Err(refusal) => {
-                net::reset(client);
                 gate.refuse(refusal, peer.ip());
+                net::reset(client);
                 return None;
             }
         };
@@ -102,7 +104,7 @@ impl Session {
         shared.metrics.sessions_total.inc();
         let account = Account {
             shared: shared.clone(),
-            peer: (peer.ip(), peer.port()),
+            peer,
             served: None,
             opened: Instant::now(),
             moved: Moved::default(),
@@ -249,7 +251,7 @@ impl AsFd for Parked {
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) shared: Arc<Shared>,
-    peer: (IpAddr, u16),
+    peer: Peer,
     /// What it was last connected to, or tried.
     served: Option<Arc<Served>>,
     opened: Instant,
@@ -291,7 +293,7 @@ impl Account {
             let connected = select! {
                 biased;
                 () = &mut revoked => continue,
-                connected = timeout_at(end, net::connect(served.address, &self.shared.tuning)) => connected,
+                connected = timeout_at(end, net::connect(&served.address, &self.shared.tuning)) => connected,
             };
             // The lease may have gone in the very moment of success.
             if served.lease.is_revoked() {
@@ -357,14 +359,14 @@ impl Drop for Account {
         let reason = if std::thread::panicking() { CloseReason::Internal } else { self.reason };
         self.leave_hold();
         self.shared.gate.leave();
-        if self.is_source_counted {
-            self.shared.gate.leave_source(self.peer.0);
+        if let Some(ip) = self.peer.ip().filter(|_| self.is_source_counted) {
+            self.shared.gate.leave_source(ip);
         }
         self.shared.metrics.sessions.dec();
         self.shared.metrics.session_closed(reason);
         debug!(
             listener = &*self.shared.listener,
-            client = %SocketAddr::from(self.peer),
+            client = %self.peer,
             backend = self.served.as_deref().map(|served| &*served.backend),
             bytes_in = self.moved.up,
             bytes_out = self.moved.down,

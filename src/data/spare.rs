@@ -157,7 +157,7 @@ impl Spares {
                 continue;
             }
             if shelf.size > shelf.lock().len() {
-                let connecting = net::connect(served.address, &self.tuning);
+                let connecting = net::connect(&served.address, &self.tuning);
                 match timeout(self.connect_timeout, connecting).await {
                     Ok(Ok(backend)) => {
                         let (lease, since) = (served.lease.clone(), Instant::now());

@@ -5,7 +5,10 @@ use std::{
     env, io,
     io::{Read, Write},
     net::TcpListener,
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::AsFd,
+        unix::net::{UnixListener, UnixStream},
+    },
     time::Duration,
 };
 
@@ -25,11 +28,20 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Inherited {
     /// Listening sockets and their names; a name that nobody gave is empty.
-    pub sockets: Vec<(String, TcpListener)>,
+    pub sockets: Vec<(String, Passed)>,
     /// Descriptors that are something else, in words.
     pub unusable: Vec<String>,
     /// The older rolegate, if there is one.
     pub predecessor: Option<Predecessor>,
+}
+
+/// A listening socket that was passed.
+#[derive(Debug)]
+pub enum Passed {
+    /// Of TCP.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
 }
 
 /// The older rolegate, which accepts clients until this one is ready.
@@ -45,7 +57,11 @@ impl Inherited {
         let mut inherited = Self { predecessor: Predecessor::find(), ..Self::default() };
         for number in 0..passed.len() {
             let name = names.next().unwrap_or_default();
-            match passed.take_tcp_listener(number) {
+            let tcp = passed.take_tcp_listener(number).map(|socket| socket.map(Passed::Tcp));
+            let any = tcp.or_else(|_| {
+                passed.take_unix_listener(number).map(|socket| socket.map(Passed::Unix))
+            });
+            match any {
                 Ok(Some(socket)) => inherited.sockets.push((name, socket)),
                 Ok(None) => {}
                 Err(error) => inherited.unusable.push(format!("{name}: {error}")),

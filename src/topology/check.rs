@@ -1,6 +1,8 @@
 //! What a check of one backend finds.
 
-use std::{fmt, net::SocketAddr};
+use std::fmt;
+
+use super::Address;
 
 /// What a backend says it is in `INFO replication`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ impl fmt::Display for Role {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The address that was checked; sessions connect to this very address.
-    pub address: SocketAddr,
+    pub address: Address,
     /// `role`.
     pub role: Role,
     /// `run_id` of INFO server: names one server process.
@@ -169,7 +171,7 @@ impl Failure {
     pub fn advice(self) -> &'static str {
         match self {
             Self::Refused => "nothing listens on this address: is the backend running?",
-            Self::Unreachable => "the network does not reach this address",
+            Self::Unreachable => "the network, or this user, does not reach this address",
             Self::Unresolved => "the backend's name does not resolve: check the config and DNS",
             Self::NoResources => {
                 "rolegate itself is out of descriptors, ports or memory: raise its limits"

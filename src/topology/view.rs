@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError,
@@ -15,7 +14,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{Failure, Hints, Reason, State, VerdictKind};
+use super::{Address, Failure, Hints, Reason, State, VerdictKind};
 
 /// The right to use one backend process. Every session on the backend holds a clone, and ends when
 /// the monitor revokes it. Dropping a lease revokes nothing.
@@ -125,7 +124,7 @@ pub struct Served {
     /// Its name in the config.
     pub backend: Arc<str>,
     /// The address that passed the check.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Why it was chosen.
     pub reason: Reason,
     /// Revoked when this process at this address is no longer the one to serve.

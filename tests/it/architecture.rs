@@ -16,7 +16,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("admin", &["metrics", "net", "topology"]),
     ("config", &["topology"]),
     ("metrics", &["topology"]),
-    ("net", &["config"]),
+    ("net", &["config", "topology"]),
     ("remote", &["config"]),
     ("logging", &["config"]),
     ("lifecycle", &[]),

@@ -224,6 +224,48 @@ fn every_error_has_its_place_and_words() {
             listener("bind: 127.0.0.1:1, pool: main, role: replica"),
             &["listeners.redis.role is unknown: found \"replica\"; allowed is master"],
         ),
+        (
+            backend("{ a: unix:redis.sock }"),
+            &["5:20: pools.main.backends.a is not an address", "unix:/PATH", "at most 107 bytes"],
+        ),
+        (
+            backend(&format!("{{ a: unix:/{} }}", "x".repeat(107))),
+            &["5:20: pools.main.backends.a is not an address", "at most 107 bytes"],
+        ),
+        (
+            backend("{ a: unix:/run/a.sock, b: unix:/run/./a.sock }"),
+            &["pools.main.backends.b has the address of a: found unix:/run/a.sock twice"],
+        ),
+        (
+            GOOD.replace("127.0.0.1:7001", "unix:/run/a.sock")
+                .replace("127.0.0.1:6379", "unix:/run//a.sock"),
+            &["pools.main.backends.a is this rolegate itself: found unix:/run/a.sock"],
+        ),
+        (
+            listener(&format!("bind: unix:/{}, pool: main", "x".repeat(107))),
+            &["listeners.redis.bind is not an address to listen on", "at most 107 bytes"],
+        ),
+        (
+            listener("bind: [unix:/run/a.sock, unix:/run/a.sock], pool: main"),
+            &["found unix:/run/a.sock, and listeners.redis.bind has unix:/run/a.sock"],
+        ),
+        (
+            listener("bind: unix:/run/a.sock, bind_mode: 660, pool: main"),
+            &["2:47: listeners.redis.bind_mode is not text: found a number", "put it in quotes"],
+        ),
+        (
+            listener("bind: unix:/run/a.sock, bind_mode: '0999', pool: main"),
+            &["bind_mode is not the mode of a file: found \"0999\"", "\"0000\" to \"0777\""],
+        ),
+        (
+            listener("bind: 127.0.0.1:1, bind_mode: '0660', pool: main"),
+            &["listeners.redis.bind_mode has no use: found no unix:/PATH"],
+        ),
+        (
+            GOOD.replace("127.0.0.1:7001", "unix:/run/a.sock")
+                + "    sentinel: { master_name: m, addresses: [a:1] }\n",
+            &["pools.main.sentinel.announce.a is missing, as a is a unix socket"],
+        ),
         (backend("{}"), &["pools.main.backends is empty; at least one backend is needed"]),
         (
             backend("{ a: redis }"),
@@ -303,6 +345,13 @@ fn good_configs_of_every_kind() {
         GOOD.replace("127.0.0.1:6379", "\"[::]:6379\""),
         GOOD.replace("127.0.0.1:6379", "[127.0.0.1:6379, \"[::1]:6379\"]"),
         GOOD.replace("{ a: 127.0.0.1:7001 }", "{ a: \"[::1]:7001\", b: redis.local:7001 }"),
+        GOOD.replace(
+            "127.0.0.1:6379, pool",
+            "[unix:/run/a.sock, 127.0.0.1:1], bind_mode: '0600', pool",
+        ),
+        GOOD.replace("127.0.0.1:7001", "unix:/run/b.sock")
+            + "    sentinel: { master_name: m, addresses: [a:1], announce: { a: b:1 } }\n",
+        format!("{GOOD}admin: {{ bind: unix:/run/admin.sock, bind_mode: '666' }}\n"),
         format!(
             "{GOOD}shutdown_timeout: 0s\nlog: {{ format: json, level: debug }}\nadmin: {{ bind: \":9101\" }}\n"
         ),

@@ -20,5 +20,6 @@ mod sentinel;
 mod support;
 mod traffic;
 mod truth;
+mod unix;
 mod upgrade;
 mod workers;

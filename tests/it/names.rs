@@ -126,6 +126,28 @@ fn a_name_that_moves_is_another_node() {
 }
 
 #[test]
+fn a_new_node_that_refuses_the_login_does_not_keep_the_old_one_served() {
+    let old = Node::start_with_password(&[]);
+    let new = ([127, 0, 0, 2], old.port()).into();
+    let _new = Node::start_at(new, &["requirepass another"]);
+    let etc = Etc::new(&[("redis.test", "127.0.0.1")]);
+    let auth = format!("    auth: {{ password: '{PASSWORD}' }}\n    check:");
+    let config = config_of_name(old.port()).replace("    check:", &auth);
+    let rolegate = Rolegate::start_in(etc.path(), &config);
+    rolegate.wait_ready();
+    let mut session = Client::login(rolegate.address(), PASSWORD).unwrap();
+    etc.set(&[("redis.test", "127.0.0.2")]);
+    assert_eq!(session.end().1, std::io::ErrorKind::ConnectionReset);
+    rolegate.wait_failure("n0", "wrongpass");
+    let line = rolegate.wait_log("backend is down");
+    let left = format!("its name has left {}", old.address());
+    assert!(line["words"].as_str().unwrap().starts_with(&left), "{line}");
+    assert_ne!(rolegate.status()["pools"]["main"]["verdict"], "serve");
+    etc.set(&[("redis.test", "127.0.0.1")]);
+    rolegate.wait_ready();
+}
+
+#[test]
 fn a_silent_node_is_left_when_its_name_moves() {
     let old = Node::start(&[]);
     let node = Node::start_at(([127, 0, 0, 2], old.port()).into(), &[]);
@@ -172,6 +194,25 @@ fn what_a_name_resolved_to_last_stays_while_dns_is_down() {
     rolegate.wait_log("name resolves again");
     assert_eq!(rolegate.log("name does not resolve").len(), 1);
     assert_eq!(rolegate.log("name resolves again").len(), 1);
+}
+
+#[test]
+fn a_reload_while_dns_is_down_keeps_what_is_known() {
+    let node = Node::start(&[]);
+    let etc = Etc::new(&[("redis.test", "127.0.0.1")]);
+    let config = config_of_name(node.port());
+    let rolegate = Rolegate::start_in(etc.path(), &config);
+    rolegate.wait_ready();
+    let mut session = rolegate.client();
+    etc.set(&[]);
+    rolegate.wait_log("name does not resolve");
+    // That takes another probe.
+    assert!(rolegate.reload(&config.replace("fall: 2", "fall: 3")));
+    let before = rolegate.checks("n0");
+    eventually("checks go on", || (rolegate.checks("n0") > before + 3.0).then_some(()));
+    session.call(&["PING"]).unwrap();
+    assert!(rolegate.log("backend is down").is_empty());
+    assert_eq!(rolegate.status()["pools"]["main"]["epoch"], 1);
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use std::{
     fs,
-    io::ErrorKind,
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener},
-    os::unix::net::UnixDatagram,
+    os::unix::net::{UnixDatagram, UnixStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -194,4 +194,24 @@ fn a_service_manager_is_told_what_happens() {
     assert_eq!(rolegate.wait_exit(), Some(0));
     Rolegate::signal_successor(process, Signal::TERM);
     wait_word(&manager, "STOPPING=1");
+}
+
+#[test]
+fn a_unix_socket_is_handed_over_with_its_file() {
+    let node = Node::start(&[]);
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("redis.sock");
+    let bind = format!("bind: [127.0.0.1:0, 'unix:{}'], pool", path.display());
+    let config = config(&[node.address()], None).replace("bind: 127.0.0.1:0, pool", &bind);
+    let mut rolegate = Rolegate::start_ready(&config);
+    let process = rolegate.upgrade();
+    assert_eq!(rolegate.wait_exit(), Some(0));
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all(b"PING\r\n").unwrap();
+    let mut reply = [0; 7];
+    client.read_exact(&mut reply).unwrap();
+    assert_eq!(&reply, b"+PONG\r\n");
+    drop(client);
+    Rolegate::signal_successor(process, Signal::TERM);
+    eventually("the file goes with the last process", || (!path.exists()).then_some(()));
 }

@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::{Monitor, PoolSentinels};
 use crate::{
-    config::{self, Backend, HostPort},
+    config::{self, Backend, Check, HostPort},
     control::{
         election::Decision,
         member::Member,
@@ -57,10 +57,10 @@ impl Monitor {
         let new = &self.config;
         let place_of = |wanted: &Backend| new.backends.iter().position(|other| other == wanted);
         let to: Vec<_> = old.backends.iter().map(place_of).collect();
-        let is_probe_same = old.auth == new.auth
-            && (old.check.timeout, old.check.fall) == (new.check.timeout, new.check.fall);
-        let is_council_same =
-            old.sentinel == new.sentinel && old.check.timeout == new.check.timeout;
+        let reached = |check: &Check| (check.timeout, check.resolve);
+        let is_way_same = reached(&old.check) == reached(&new.check);
+        let is_probe_same = old.auth == new.auth && is_way_same && old.check.fall == new.check.fall;
+        let is_council_same = old.sentinel == new.sentinel && is_way_same;
 
         let mut kept: Vec<_> = new.backends.iter().map(|_| None).collect();
         for (mut member, place) in mem::take(&mut self.members).into_iter().zip(&to) {
@@ -88,7 +88,10 @@ impl Monitor {
             let member = match member {
                 Some(mut member) => {
                     if !is_probe_same {
-                        member.watch = self.watch(place);
+                        let watch = self.watch(place);
+                        // DNS may be down just now.
+                        watch.route.take_over(&member.watch.route);
+                        member.watch = watch;
                     }
                     member
                 }

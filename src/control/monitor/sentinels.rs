@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
 use crate::{
-    config::{self, HostPort},
+    config::{self, Endpoint, HostPort},
     control::{
         council::Council,
         election::SentinelView,
@@ -34,7 +34,12 @@ struct AddressBook {
 
 impl AddressBook {
     fn new(pool: &config::Pool, config: &config::Sentinel, routes: Vec<Arc<Route>>) -> Self {
-        let backends = pool.backends.iter().map(|backend| backend.address.clone()).enumerate();
+        let backends = pool.backends.iter().enumerate();
+        let backends = backends.filter_map(|(place, backend)| match &backend.address {
+            Endpoint::Host(address) => Some((place, address.clone())),
+            // Known by what is announced alone.
+            Endpoint::Unix(_) => None,
+        });
         let configured = config.announce.iter().cloned().chain(backends).collect();
         Self { configured, routes }
     }

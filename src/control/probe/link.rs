@@ -1,9 +1,6 @@
 //! One kept connection to a backend, and the questions that go over it.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, LazyLock},
-};
+use std::sync::{Arc, LazyLock};
 
 use redis::{Pipeline, Value};
 use secrecy::ExposeSecret;
@@ -17,7 +14,7 @@ use crate::{
         reply::{self, Info},
         wire::{Line, Questions},
     },
-    topology::{Answer, Failure, Role},
+    topology::{Address, Answer, Failure, Role},
 };
 
 /// All replies of one check together may not be longer, in bytes. INFO replication has about 100
@@ -26,21 +23,21 @@ const MAX_REPLIES: usize = 1 << 20;
 
 pub(super) struct Link {
     line: Line,
-    address: SocketAddr,
+    address: Address,
     logged_in: bool,
     /// The last check that passed; no other process can ever answer on this connection.
     proven: Option<Answer>,
 }
 
 impl Link {
-    pub(super) fn new(stream: TcpStream, address: SocketAddr) -> Self {
+    pub(super) fn new(stream: TcpStream, address: Address) -> Self {
         let line = Line::new(stream, MAX_REPLIES);
         Self { line, address, logged_in: false, proven: None }
     }
 
     /// Where it leads.
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
+    pub(super) fn address(&self) -> &Address {
+        &self.address
     }
 
     /// Whether the connection is of no more use.
@@ -125,7 +122,7 @@ impl Link {
             Some(proven) => proven.run_id.clone(),
             None => reply::info(next())?.text("run_id").unwrap_or_default(),
         };
-        Ok(answer(self.address, role, run_id, &replication))
+        Ok(answer(self.address.clone(), role, run_id, &replication))
     }
 }
 
@@ -141,7 +138,7 @@ fn questions(auth: Option<&Auth>, with_server: bool) -> Questions {
     Questions::new(&commands)
 }
 
-fn answer(address: SocketAddr, role: Role, run_id: String, replication: &Info) -> Answer {
+fn answer(address: Address, role: Role, run_id: String, replication: &Info) -> Answer {
     let offset = match role {
         Role::Master => "master_repl_offset",
         Role::Replica => "slave_repl_offset",

@@ -3,6 +3,8 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -41,6 +43,15 @@ impl Client {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
+        Self::new(stream)
+    }
+
+    /// Over a unix socket.
+    pub fn connect_unix(path: &Path) -> io::Result<Self> {
+        Self::new(OwnedFd::from(UnixStream::connect(path)?).into())
+    }
+
+    fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(SOON))?;
         stream.set_write_timeout(Some(SOON))?;
         Ok(Self { stream: BufReader::new(stream) })

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex},
@@ -122,8 +123,8 @@ impl Rolegate {
         self.log("listening")[place]["address"].as_str().unwrap().parse().unwrap()
     }
 
-    fn admin(&self) -> SocketAddr {
-        self.log("admin listening")[0]["address"].as_str().unwrap().parse().unwrap()
+    fn admin(&self) -> String {
+        self.log("admin listening")[0]["address"].as_str().unwrap().to_owned()
     }
 
     /// The log lines with this message so far.
@@ -188,7 +189,11 @@ impl Rolegate {
     }
 
     pub fn admin_stream(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.admin()).unwrap();
+        let address = self.admin();
+        let stream = match address.strip_prefix("unix:") {
+            Some(path) => OwnedFd::from(UnixStream::connect(path).unwrap()).into(),
+            None => TcpStream::connect(address).unwrap(),
+        };
         stream.set_read_timeout(Some(SOON)).unwrap();
         stream
     }
