@@ -12,7 +12,7 @@ mod upgrade;
 use std::{future::pending, io, num::NonZero, path::Path, sync::Arc, thread};
 
 use tokio::{
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     task::{JoinSet, spawn_blocking},
 };
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,9 @@ use self::{
     upgrade::Successor,
 };
 use crate::{
+    admin::{self, Order},
     config::{Bind, Config, DEFAULT_MAX_CONNECTIONS},
+    control::survey::Survey,
     data::{gate::Total, hold::Holds, worker::Workers},
     lifecycle::{self, Asked, Signals, Supervisor, inherit::Inherited},
     metrics::Metrics,
@@ -106,6 +108,9 @@ pub async fn run(
         None => thread::available_parallelism().map_or(1, NonZero::get),
     };
 
+    for warning in &config.warnings {
+        warn!(warning, "config");
+    }
     // Everything that can be refused is asked for before anything runs.
     if let Some(name) = &config.congestion {
         net::try_congestion(name)
@@ -150,7 +155,8 @@ pub async fn run(
         state_dir: config.state_dir.clone(),
     };
     let draining = CancellationToken::new();
-    let mut running = Running::new(base, draining.clone());
+    let (orders, mut ordered) = mpsc::channel(admin::QUEUE);
+    let mut running = Running::new(base, draining.clone(), orders);
     running.apply(plan).await?;
     let mut supervisor = Supervisor::new();
     if let Some(predecessor) = predecessor {
@@ -204,6 +210,19 @@ pub async fn run(
                     }
                 }
             },
+            Some(order) = ordered.recv() => match order {
+                Order::Reload(answer) => {
+                    supervisor.reloading();
+                    let result = reloader.reload(&mut running, &set_level).await?;
+                    supervisor.ready();
+                    // Whoever asked may be gone; the log tells, too.
+                    let _ = answer.send(result);
+                }
+                Order::Drain { listener, answer } => {
+                    let words = running.drain(&listener, reloader.config());
+                    let _ = answer.send(Ok(words));
+                }
+            },
             () = reloader.secrets_changed() => {
                 reloader.renew_secrets(&mut running, &set_level).await?;
             }
@@ -212,6 +231,8 @@ pub async fn run(
             Some(ended) = threads.join_next() => return Err(ended_early(ended)),
         }
     };
+    // Who waits for an order learns that nothing comes of it.
+    drop(ordered);
     if let Some(successor) = successor {
         successor.give_up();
     }
@@ -220,6 +241,12 @@ pub async fn run(
     }
     let data = Data { workers, total, returns, stop, hold_stop, threads };
     stop::stop(cause, reloader.config(), running, data, signals, supervisor).await
+}
+
+/// Asks every backend and Sentinel of the config once. Must be called on a runtime.
+pub async fn survey(config: &Config) -> Survey {
+    net::raise_descriptor_limit();
+    Survey::take(&config.pools).await
 }
 
 /// Tells of a limit of open files that is too low for the usual number of clients.

@@ -21,7 +21,7 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretSlice};
 
-pub use self::units::{Bind, Endpoint, HostPort};
+pub use self::units::{Bind, Endpoint, HostPort, parse_duration};
 use crate::topology::{Admission, Hold, OnUnexplainedHeir, Role, Timeouts};
 
 /// The file that `rolegate` reads when none is named.
@@ -40,8 +40,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// In the order of the file; at least one.
     pub pools: Vec<Pool>,
-    /// Where metrics, health and status are served; nowhere if absent.
-    pub admin: Option<Bind>,
+    /// Where metrics, health, status and orders are served; nowhere if absent.
+    pub admin: Option<Admin>,
     /// How to log.
     pub log: Log,
     /// How long sessions may go on after a stop was asked for.
@@ -61,6 +61,25 @@ pub struct Config {
     pub workers: Option<NonZero<u32>>,
     /// What it was read from.
     pub source: Source,
+    /// What is allowed and yet hardly meant, each with file, line and column as errors have them.
+    pub warnings: Vec<String>,
+}
+
+/// HTTP for operators. Its Debug output shows no token.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where it listens.
+    pub bind: Bind,
+    /// What a request that changes something must show: 16 to 1024 visible ASCII characters. Without
+    /// one, only a local `bind` takes such requests.
+    pub token: Option<SecretSlice<u8>>,
+}
+
+impl PartialEq for Admin {
+    fn eq(&self, other: &Self) -> bool {
+        let token = |admin: &Self| admin.token.as_ref().map(|t| t.expose_secret().to_vec());
+        self.bind == other.bind && token(self) == token(other)
+    }
 }
 
 /// How listeners and their sessions end.
@@ -258,8 +277,14 @@ impl Config {
         // Some editors begin a file with a byte order mark.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let root = file::read(text).map_err(|error| ConfigErrors::new(file, vec![error]))?;
-        check::check(&root, text)
-            .map_err(|faults| ConfigErrors::new(file, file::locate(text, faults)))
+        let errors = |faults| ConfigErrors::new(file, file::locate(text, faults));
+        let (mut config, warnings) = check::check(&root, text).map_err(errors)?;
+        let located = |error: ConfigError| {
+            let message = format!("warning: {}", error.message);
+            ConfigErrors::new(file, vec![ConfigError { message, ..error }]).to_string()
+        };
+        config.warnings = file::locate(text, warnings).into_iter().map(located).collect();
+        Ok(config)
     }
 }
 
@@ -273,6 +298,20 @@ fn read_limited(path: &Path) -> std::io::Result<(Vec<u8>, SeenFile)> {
         return Err(std::io::Error::other(format!("larger than {MAX_FILE} bytes")));
     }
     Ok((bytes, seen))
+}
+
+/// What a file of its own keeps secret, without the newline that editors add. The error says what is
+/// wrong with the file.
+fn read_secret(file: &Path) -> Result<(Vec<u8>, SeenFile), String> {
+    let (mut bytes, file) =
+        read_limited(file).map_err(|error| format!("names a file that cannot be read: {error}"))?;
+    if bytes.ends_with(b"\n") {
+        bytes.pop();
+        if bytes.ends_with(b"\r") {
+            bytes.pop();
+        }
+    }
+    Ok((bytes, file))
 }
 
 /// Everything that is wrong with a file, in its order.

@@ -13,4 +13,5 @@ mod probe;
 mod reply;
 mod route;
 mod sentinel;
+pub mod survey;
 mod wire;

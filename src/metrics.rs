@@ -15,10 +15,10 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use self::handles::moved;
 pub use self::handles::{
     BackendMetrics, ListenerMetrics, Moved, PoolMetrics, RefusalMetrics, SentinelMetrics, Tally,
 };
-
 use crate::topology::{Failure, Hint, Role, Rule};
 
 /// The content type of [`Metrics::render`].
@@ -367,8 +367,7 @@ impl Metrics {
     /// The Prometheus text format 0.0.4.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         for (listener, tallies) in &*self.tallies() {
-            let mut sum = Moved::default();
-            tallies.iter().for_each(|tally| sum += tally.moved());
+            let sum = moved(tallies);
             for (direction, bytes) in [("in", sum.up), ("out", sum.down)] {
                 let counter = self.bytes.with_label_values(&[listener, direction]);
                 counter.inc_by(bytes - counter.get());
@@ -424,6 +423,11 @@ impl Metrics {
     /// Sessions' failed connections to one backend.
     pub fn connect_failures(&self, pool: &str, backend: &str) -> IntCounter {
         self.connect_failures.with_label_values(&[pool, backend])
+    }
+
+    /// Checks of one backend that have ended.
+    pub fn checks(&self, pool: &str, backend: &str) -> u64 {
+        self.check_duration.with_label_values(&[pool, backend]).get_sample_count()
     }
 
     fn tallies(&self) -> MutexGuard<'_, HashMap<String, Arc<[Tally]>>> {

@@ -32,6 +32,10 @@ struct Listener<'a> {
     drained: bool,
     sessions: i64,
     sessions_total: u64,
+    /// Of the sessions, those that wait for a master.
+    held: i64,
+    bytes_in: u64,
+    bytes_out: u64,
 }
 
 #[derive(Serialize)]
@@ -76,6 +80,8 @@ struct Backend {
     offset: Option<u64>,
     link_up: Option<bool>,
     last_check: Option<Check>,
+    /// Checks that have ended.
+    checks_total: u64,
     error: Option<Error>,
 }
 
@@ -103,12 +109,15 @@ pub(super) fn report<'a>(state: &State, shown: &'a Shown) -> impl Serialize + us
         state: if state.draining.is_cancelled() { "draining" } else { "running" },
         uptime_seconds: age(state.started, now),
         listeners: Named(listeners.collect()),
-        pools: Named(shown.pools.iter().map(|pool| (&*pool.pool, Pool::new(pool, now))).collect()),
+        pools: Named(
+            shown.pools.iter().map(|pool| (&*pool.pool, Pool::new(pool, state, now))).collect(),
+        ),
     }
 }
 
 impl<'a> Listener<'a> {
     fn new(listener: &'a ListenerStatus, pool: &'a str) -> Self {
+        let moved = listener.metrics.moved();
         Self {
             addresses: listener.addresses.iter().map(Address::to_string).collect(),
             pool,
@@ -116,12 +125,15 @@ impl<'a> Listener<'a> {
             drained: listener.is_drained,
             sessions: listener.metrics.sessions.get(),
             sessions_total: listener.metrics.sessions_total.get(),
+            held: listener.metrics.held.get(),
+            bytes_in: moved.up,
+            bytes_out: moved.down,
         }
     }
 }
 
 impl Pool {
-    fn new(pool: &Published, now: Instant) -> Self {
+    fn new(pool: &Published, state: &State, now: Instant) -> Self {
         let view = pool.view.borrow();
         let status = pool.status();
         Self {
@@ -140,7 +152,10 @@ impl Pool {
                 status
                     .backends
                     .iter()
-                    .map(|b| (b.name.to_string(), Backend::new(b, now)))
+                    .map(|b| {
+                        let checks = state.metrics.checks(&pool.pool, &b.name);
+                        (b.name.to_string(), Backend::new(b, checks, now))
+                    })
                     .collect(),
             ),
             sentinel_view: status.sentinel_view.clone(),
@@ -156,7 +171,7 @@ impl Pool {
 }
 
 impl Backend {
-    fn new(backend: &BackendStatus, now: Instant) -> Self {
+    fn new(backend: &BackendStatus, checks_total: u64, now: Instant) -> Self {
         let answer = backend.state.answer();
         let text = |field: fn(&Answer) -> &String| answer.map(field).cloned();
         let last = backend.last_check.as_ref();
@@ -175,6 +190,7 @@ impl Backend {
                 age_seconds: age(check.at, now),
                 latency_ms: check.took.as_secs_f64() * 1000.0,
             }),
+            checks_total,
             error: last.and_then(|check| check.error.as_ref()).map(|(failure, words)| Error {
                 reason: failure.as_str(),
                 words: words.clone(),

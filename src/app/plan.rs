@@ -125,7 +125,8 @@ impl Plan {
                 AppError::Bind { bind, key, error }
             })
         };
-        let admin = config.admin.as_ref().map(|bind| socket(None, bind, ADMIN)).transpose()?;
+        let admin = config.admin.as_ref().map(|admin| socket(None, &admin.bind, ADMIN));
+        let admin = admin.transpose()?;
         let mut sockets = Vec::new();
         for listener in &config.listeners {
             let key = key(&listener.name);

@@ -45,6 +45,9 @@ impl Reloader {
                 for change in changes.lines() {
                     info!(change, "reload");
                 }
+                for warning in &self.config.warnings {
+                    warn!(warning, "config");
+                }
                 info!(file = %self.file.display(), "reloaded");
             }
             Err(errors) => {

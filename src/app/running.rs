@@ -3,7 +3,7 @@
 use std::{collections::HashMap, mem, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     task::{JoinError, JoinSet},
     time::{Instant, sleep, timeout_at},
 };
@@ -15,7 +15,7 @@ use super::{
     plan::{self, Plan, Socket},
 };
 use crate::{
-    admin::{self, ListenerStatus, Shown},
+    admin::{self, Access, ListenerStatus, Order, Shown},
     config,
     control::monitor::{Monitor, Orders},
     data::{
@@ -87,6 +87,14 @@ struct RunningListener {
     is_drained: bool,
 }
 
+/// A listener that closes.
+struct Leaving {
+    name: Arc<str>,
+    sockets: Vec<Accepting>,
+    gate: Arc<Gate>,
+    place: usize,
+}
+
 struct Accepting {
     socket: Socket,
     stop: CancellationToken,
@@ -99,10 +107,14 @@ struct RunningAdmin {
 
 impl Running {
     /// Nothing yet.
-    pub(super) fn new(base: Base, draining: CancellationToken) -> Self {
+    pub(super) fn new(
+        base: Base,
+        draining: CancellationToken,
+        orders: mpsc::Sender<Order>,
+    ) -> Self {
         let (shown, out) = watch::channel(Arc::default());
         let metrics = base.metrics.clone();
-        let state = admin::State { started: Instant::now(), metrics, shown: out, draining };
+        let state = admin::State { started: Instant::now(), metrics, shown: out, draining, orders };
         Self {
             base,
             ends: JoinSet::new(),
@@ -170,18 +182,19 @@ impl Running {
             let running = self.accept(running, sockets).await?;
             self.listeners.push(running);
         }
-        for gone in left {
+        for mut gone in left.into_iter().filter(|gone| !gone.is_drained) {
             let is_replaced = self.listeners.iter().any(|now| now.config.name == gone.config.name);
             // Sessions that lead to another pool than the listener does end at once.
             let grace = if is_replaced { Duration::ZERO } else { config.shutdown_timeout };
-            self.retire(gone, Duration::ZERO, config.drain.pace, grace);
+            self.retire(gone.leave(), Duration::ZERO, config.drain.pace, grace);
         }
         for gone in old {
             gone.spares.stop();
             gone.orders.end().await;
         }
         self.change_admin(admin)?;
-        self.show()
+        self.show(config.admin.as_ref());
+        Ok(())
     }
 
     /// Waits until every pool is served.
@@ -286,22 +299,37 @@ impl Running {
         Ok(running)
     }
 
+    /// Takes no new clients on this listener any more, until a reload opens it again, and lets its
+    /// sessions end. Tells what is to come.
+    pub(super) fn drain(&mut self, name: &str, config: &config::Config) -> String {
+        let Some(listener) = self.listeners.iter_mut().find(|one| *one.config.name == *name) else {
+            return format!("there is no listener {name} any more");
+        };
+        if listener.is_drained {
+            return format!("listener {name} is drained already; a reload opens it again");
+        }
+        listener.is_drained = true;
+        let leaving = listener.leave();
+        let (drain, grace) = (config.drain, config.shutdown_timeout);
+        self.retire(leaving, drain.delay, drain.pace, grace);
+        self.show(config.admin.as_ref());
+        format!(
+            "listener {name} closes in {} s, and its sessions end in {} s more at the latest; a reload \
+             opens it again",
+            drain.delay.as_secs_f64(),
+            grace.as_secs_f64()
+        )
+    }
+
     /// Closes a listener after the delay, and lets its sessions end within `grace` from then.
-    fn retire(
-        &mut self,
-        mut gone: RunningListener,
-        delay: Duration,
-        pace: Duration,
-        grace: Duration,
-    ) {
-        let name = gone.config.name.clone();
+    fn retire(&mut self, leaving: Leaving, delay: Duration, pace: Duration, grace: Duration) {
+        let Leaving { name, sockets, gate, place } = leaving;
         let (workers, returns) = (self.base.workers.clone(), self.base.returns.clone());
         self.ends.spawn(async move {
             sleep(delay).await;
-            gone.stop();
             // Closed when those who accept have stopped.
-            gone.sockets.clear();
-            drain::one(&workers, &returns, &gone.gate, gone.place, pace, grace).await;
+            sockets.into_iter().for_each(|accepting| accepting.stop.cancel());
+            drain::one(&workers, &returns, &gate, place, pace, grace).await;
             End::Drained(name)
         });
     }
@@ -336,7 +364,9 @@ impl Running {
     }
 
     /// Lets the admin show what runs now.
-    fn show(&self) -> Result<(), AppError> {
+    fn show(&self, admin: Option<&config::Admin>) {
+        let access = admin.map(|admin| Access::new(admin.token.clone(), admin.bind.is_local()));
+        let access = access.unwrap_or_default();
         let listeners = self.listeners.iter().map(|listener| {
             let place = self.pools.iter().position(|pool| pool.config.name == listener.pool);
             let hold = listener.config.hold;
@@ -351,8 +381,7 @@ impl Running {
             }
         });
         let pools = self.pools.iter().map(|pool| pool.published.clone()).collect();
-        self.shown.send_replace(Arc::new(Shown { pools, listeners: listeners.collect() }));
-        Ok(())
+        self.shown.send_replace(Arc::new(Shown { pools, listeners: listeners.collect(), access }));
     }
 
     /// Takes note of a part that ended. An error if it was not asked to.
@@ -394,6 +423,13 @@ impl RunningListener {
     /// Whether it goes on as the listener of this name in front of this pool.
     fn is(&self, name: &str, pool: &str) -> bool {
         *self.config.name == *name && *self.pool == *pool && !self.is_drained
+    }
+
+    /// What of it is to end.
+    fn leave(&mut self) -> Leaving {
+        let sockets = mem::take(&mut self.sockets);
+        let (name, gate) = (self.config.name.clone(), self.gate.clone());
+        Leaving { name, sockets, gate, place: self.place }
     }
 
     fn stop(&self) {

@@ -1,15 +1,28 @@
 //! From the YAML as written to a [`Config`]: which keys there are and what they allow. Reports every
 //! fault at once; no message shows what stands under `auth`.
 
-use std::{num::NonZero, path::PathBuf, slice, sync::Arc, time::Duration};
+use std::{
+    num::NonZero,
+    path::{Path, PathBuf},
+    slice,
+    sync::Arc,
+    time::Duration,
+};
+
+use secrecy::SecretSlice;
 
 use super::{
-    Bind, Config, Drain, Listener, Log, LogFormat, Pool, Source,
+    Admin, Bind, Config, Drain, Listener, Log, LogFormat, Pool, Source,
     file::{Fault, Node, Value},
+    read_secret,
     section::{Checker, HOUR, Section, join, quoted},
     units::MAX_PATH,
 };
 use crate::topology::{Hold, Role};
+
+/// How long the admin's token may be, in bytes: what cannot be guessed, and fits a request's head.
+const MIN_TOKEN: usize = 16;
+const MAX_TOKEN: usize = 1024;
 
 const LEVELS: [(&str, tracing::Level); 5] = [
     ("error", tracing::Level::ERROR),
@@ -19,11 +32,12 @@ const LEVELS: [(&str, tracing::Level); 5] = [
     ("trace", tracing::Level::TRACE),
 ];
 
-pub(super) fn check(root: &Node, text: &str) -> Result<Config, Vec<Fault>> {
+/// The configuration and the warnings about it, or all that is wrong.
+pub(super) fn check(root: &Node, text: &str) -> Result<(Config, Vec<Fault>), Vec<Fault>> {
     let mut checker = Checker::default();
     let config = checker.config(root, text);
     match config {
-        Some(config) if checker.faults.is_empty() => Ok(config),
+        Some(config) if checker.faults.is_empty() => Ok((config, checker.warnings)),
         _ => Err(checker.faults),
     }
 }
@@ -76,6 +90,7 @@ impl Checker {
                 .get("workers")
                 .and_then(|_| NonZero::new(self.count(&top, "workers", 1, 1..=1024))),
             source: Source { text: text.into(), files: std::mem::take(&mut self.files) },
+            warnings: Vec::new(),
         })
     }
 
@@ -180,11 +195,44 @@ impl Checker {
         Some(bind)
     }
 
-    fn admin(&mut self, node: &Node, bound: &mut Vec<(Bind, String)>) -> Option<Bind> {
-        let section = self.section(node, "admin", &["bind", "bind_mode"])?;
+    fn admin(&mut self, node: &Node, bound: &mut Vec<(Bind, String)>) -> Option<Admin> {
+        let section = self.section(node, "admin", &["bind", "bind_mode", "token_file"])?;
+        let token = section.get("token_file").map(|node| self.token(node, "admin.token_file"));
         let node = self.required(&section, "bind")?;
         let bind = self.bind(node, "admin.bind", bound)?;
-        self.with_mode(&section, vec![bind]).pop()
+        let bind = self.with_mode(&section, vec![bind]).pop()?;
+        if token.is_none() && !bind.is_local() {
+            let message = format!(
+                "admin.bind {bind} is reached from other hosts and there is no admin.token_file: \
+                 reload and drain over HTTP are refused; add one, or bind to 127.0.0.1"
+            );
+            self.warnings.push(Fault { id: node.id, message });
+        }
+        Some(Admin { bind, token: token.flatten() })
+    }
+
+    fn token(&mut self, node: &Node, path: &str) -> Option<SecretSlice<u8>> {
+        let file = self.text(node, path)?;
+        match read_secret(Path::new(file)).and_then(|(token, file)| {
+            self.files.push(file);
+            let sane = token.iter().all(u8::is_ascii_graphic) && token.len() <= MAX_TOKEN;
+            if token.len() < MIN_TOKEN || !sane {
+                return Err(format!(
+                    "names a file whose content is no token: found {} bytes (not shown); allowed \
+                      are {MIN_TOKEN} to {MAX_TOKEN} visible ASCII characters on one line, as from \
+                      `openssl rand -hex 32`",
+                    token.len()
+                ));
+            }
+            Ok(token)
+        }) {
+            Ok(token) => Some(SecretSlice::from(token)),
+            // The text may be the token itself, so no message repeats it.
+            Err(problem) => {
+                self.fault(node.id, format!("{path} {problem}"));
+                None
+            }
+        }
     }
 
     /// The unix sockets among them with the section's `bind_mode`.

@@ -5,9 +5,9 @@ use std::{env, os::unix::ffi::OsStringExt, path::Path, time::Duration};
 use secrecy::{ExposeSecret, SecretSlice};
 
 use super::{
-    Auth, Backend, Check, Endpoint, HostPort, Pool, SeenFile, Sentinel,
+    Auth, Backend, Check, Endpoint, HostPort, Pool, Sentinel,
     file::{Node, Value},
-    read_limited,
+    read_secret,
     section::{Checker, HOUR, MS, found, join, quoted},
     units::MAX_PATH,
 };
@@ -127,7 +127,7 @@ impl Checker {
                 "names a variable that is not set; set it for this process, or name another"
                     .to_owned()
             }),
-            "password_file" => read_password(Path::new(text)).map(|(password, file)| {
+            "password_file" => read_secret(Path::new(text)).map(|(password, file)| {
                 self.files.push(file);
                 password
             }),
@@ -345,16 +345,4 @@ impl Checker {
         }
         address
     }
-}
-
-fn read_password(file: &Path) -> Result<(Vec<u8>, SeenFile), String> {
-    let (mut bytes, file) =
-        read_limited(file).map_err(|error| format!("names a file that cannot be read: {error}"))?;
-    if bytes.ends_with(b"\n") {
-        bytes.pop();
-        if bytes.ends_with(b"\r") {
-            bytes.pop();
-        }
-    }
-    Ok((bytes, file))
 }

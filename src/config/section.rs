@@ -24,6 +24,8 @@ const MAX_NAME: usize = 64;
 #[derive(Default)]
 pub(super) struct Checker {
     pub(super) faults: Vec<Fault>,
+    /// What is allowed and yet hardly meant.
+    pub(super) warnings: Vec<Fault>,
     /// Every backend's key, address and node, to be held against the listeners.
     pub(super) backends: Vec<(String, Endpoint, usize)>,
     /// Other files that were read.

@@ -17,7 +17,7 @@ pub(super) const MAX_PATH: usize = 107;
 const DEFAULT_MODE: u32 = 0o660;
 
 /// Parses a whole number with one of the units ms, s, m or h.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;
@@ -178,6 +178,25 @@ impl Bind {
             (Self::Unix { path: a, .. }, Self::Unix { path: b, .. }) => a == b,
             _ => self == other,
         }
+    }
+
+    /// Where to connect to it from this host: what listens on all addresses is asked on the loopback.
+    pub fn reachable(&self) -> Address {
+        let mut address = match self {
+            // Takes IPv4 as well, which also a host without IPv6 has.
+            Self::All(port) => (Ipv4Addr::LOCALHOST, *port).into(),
+            Self::One(address) => *address,
+            Self::Unix { path, .. } => return Address::Unix(path.clone()),
+        };
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        Address::Tcp(address)
+    }
+
+    /// Whether only this host reaches it.
+    pub fn is_local(&self) -> bool {
+        self.address().is_none_or(|address| address.ip().is_loopback())
     }
 
     /// Whether a backend there would be this very process, as far as the address alone tells: a

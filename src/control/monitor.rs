@@ -2,7 +2,7 @@
 //! View and revokes leases.
 
 mod reload;
-mod sentinels;
+pub(super) mod sentinels;
 
 use std::{
     path::Path,

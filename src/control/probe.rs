@@ -11,6 +11,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
+pub(super) use self::link::Examined;
 use self::link::Link;
 use super::{
     health::Observation,
@@ -84,6 +85,23 @@ impl Drop for Watch {
         if let Some(running) = &self.running {
             running.abort();
         }
+    }
+}
+
+/// Asks a backend once over a new connection, and hears every reply out.
+pub(super) async fn examine(
+    route: &Route,
+    auth: Option<&Auth>,
+    check: Check,
+) -> Result<Examined, Problem> {
+    let examined = async {
+        let (stream, address) = route.connect(check.patience()).await?;
+        Link::new(stream, address).examine(auth).await
+    };
+    let silent = || Problem { failure: Failure::Timeout, words: None };
+    tokio::select! {
+        () = route.keep() => Err(silent()),
+        examined = timeout(check.timeout, examined) => examined.map_err(|_| silent())?,
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a backend or a Sentinel is reached, and what may go wrong with it.
 
 use std::{
+    fmt,
     future::pending,
     io,
     net::{IpAddr, SocketAddr},
@@ -138,6 +139,15 @@ impl Changes {
 pub(super) struct Problem {
     pub(super) failure: Failure,
     pub(super) words: Option<String>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.words {
+            Some(words) => write!(f, "{} ({words})", self.failure),
+            None => self.failure.fmt(f),
+        }
+    }
 }
 
 impl Problem {

@@ -1,11 +1,13 @@
 //! Listens to the Sentinels of a pool, and asks them: one kept connection each, over which events
 //! are pushed (RESP3) and questions are answered.
 
+mod examine;
+
 use std::{sync::Arc, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, ErrorKind, Pipeline, ProtocolVersion, PushInfo, PushKind,
-    RedisConnectionInfo, Value,
+    RedisConnectionInfo, RedisError, Value,
 };
 use secrecy::ExposeSecret;
 use tokio::{
@@ -15,6 +17,7 @@ use tokio::{
 };
 use tracing::warn;
 
+pub(super) use self::examine::{Examined, examine};
 use super::{
     council::{Event, Said},
     reply,
@@ -196,30 +199,14 @@ impl Sentinel {
     }
 
     async fn connect(&self, events: mpsc::Sender<PushInfo>) -> Result<(Wire, Address), Problem> {
-        let (stream, address) = self.route.connect(PATIENCE).await?;
-        let mut info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
-        if let Some(auth) = &self.auth {
-            let password = String::from_utf8_lossy(auth.password.expose_secret()).into_owned();
-            info = info.set_username(auth.username.as_deref().unwrap_or("default"));
-            info = info.set_password(password);
-        }
-        let push = move |event| events.try_send(event).map_err(|_| ());
-        let config = AsyncConnectionConfig::new().set_push_sender(push);
-        let mut wire = Wire::new(stream, MAX_BYTES, info, config).await?;
-        for channel in CHANNELS {
-            let Err(error) = wire.subscribe(channel).await else {
-                continue;
-            };
-            if error.is_io_error() || error.kind() == ErrorKind::Parse {
-                return Err(Problem { failure: Failure::Cut, words: None });
-            }
+        let (mut wire, address) = connect(&self.route, self.auth.as_ref(), events).await?;
+        if let Some((channel, error)) = subscribe(&mut wire).await? {
             let (pool, sentinel) = (&*self.pool, &*self.name);
             let (error, advice) = (
                 reply::tidy(&error.to_string()),
                 "allow the user +subscribe and all channels (&*), or failovers are noticed later",
             );
             warn!(pool, sentinel, channel, error, advice, "cannot subscribe");
-            break;
         }
         Ok((wire, address))
     }
@@ -232,9 +219,7 @@ impl Sentinel {
         asked: &mut Instant,
         retry: &mut Duration,
     ) -> Option<Problem> {
-        let mut questions = Pipeline::new();
-        questions.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master_name);
-        questions.cmd("SENTINEL").arg("MASTER").arg(&self.master_name);
+        let questions = questions(&self.master_name);
         let place = self.place;
         loop {
             *asked = Instant::now();
@@ -278,6 +263,46 @@ impl Sentinel {
     }
 }
 
+/// Connects and logs in.
+async fn connect(
+    route: &Route,
+    auth: Option<&Auth>,
+    events: mpsc::Sender<PushInfo>,
+) -> Result<(Wire, Address), Problem> {
+    let (stream, address) = route.connect(PATIENCE).await?;
+    let mut info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
+    if let Some(auth) = auth {
+        let password = String::from_utf8_lossy(auth.password.expose_secret()).into_owned();
+        info = info.set_username(auth.username.as_deref().unwrap_or("default"));
+        info = info.set_password(password);
+    }
+    let push = move |event| events.try_send(event).map_err(|_| ());
+    let config = AsyncConnectionConfig::new().set_push_sender(push);
+    Ok((Wire::new(stream, MAX_BYTES, info, config).await?, address))
+}
+
+/// Subscribes to all channels, up to the first that is refused: gives it, and the reason.
+async fn subscribe(wire: &mut Wire) -> Result<Option<(&'static str, RedisError)>, Problem> {
+    for channel in CHANNELS {
+        let Err(error) = wire.subscribe(channel).await else {
+            continue;
+        };
+        if error.is_io_error() || error.kind() == ErrorKind::Parse {
+            return Err(Problem { failure: Failure::Cut, words: None });
+        }
+        return Ok(Some((channel, error)));
+    }
+    Ok(None)
+}
+
+/// Both questions about a master.
+fn questions(master_name: &str) -> Pipeline {
+    let mut questions = Pipeline::new();
+    questions.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master_name);
+    questions.cmd("SENTINEL").arg("MASTER").arg(master_name);
+    questions
+}
+
 /// The meaning of the replies to both questions.
 fn said(replies: Vec<Value>) -> Result<Said, Problem> {
     let mut replies = replies.into_iter();
@@ -288,27 +313,35 @@ fn said(replies: Vec<Value>) -> Result<Said, Problem> {
         Value::ServerError(error) => return Err(reply::server(&error)),
         _ => return Err(unexpected()),
     };
-    let fields = match next() {
-        Value::Map(fields) => fields,
-        Value::Array(flat) => {
-            flat.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
-        }
+    let about = match next() {
         // It watches no master of this name.
         Value::ServerError(error) if address.is_none() && error.code() == "ERR" => {
             return Ok(Said::default());
         }
         Value::ServerError(error) => return Err(reply::server(&error)),
-        _ => return Err(unexpected()),
+        other => fields(other).ok_or_else(unexpected)?,
     };
-    let field = |name: &str| {
-        fields.iter().find(|(key, _)| text(key).as_deref() == Some(name)).and_then(|(_, v)| text(v))
-    };
-    let epoch = field("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
-    let flags = field("flags").unwrap_or_default();
+    let epoch = field(&about, "config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+    let flags = field(&about, "flags").unwrap_or_default();
     Ok(Said {
         named: address.map(|address| (address, epoch)),
         failover: flags.split(',').any(|flag| flag == "failover_in_progress"),
     })
+}
+
+/// The names and values of a reply, in RESP2 as in RESP3.
+fn fields(reply: Value) -> Option<Vec<(Value, Value)>> {
+    match reply {
+        Value::Map(fields) => Some(fields),
+        Value::Array(flat) => {
+            Some(flat.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
+        }
+        _ => None,
+    }
+}
+
+fn field(fields: &[(Value, Value)], name: &str) -> Option<String> {
+    fields.iter().find(|(key, _)| text(key).as_deref() == Some(name)).and_then(|(_, v)| text(v))
 }
 
 /// The meaning of an event, if it is about this master.

@@ -138,10 +138,17 @@ impl Tally {
         }
     }
 
-    pub(super) fn moved(&self) -> Moved {
+    fn moved(&self) -> Moved {
         let [up, down] = [&self.up, &self.down].map(|bytes| bytes.load(Ordering::Relaxed));
         Moved { up, down }
     }
+}
+
+/// What all workers have moved.
+pub(super) fn moved(tallies: &[Tally]) -> Moved {
+    let mut sum = Moved::default();
+    tallies.iter().for_each(|tally| sum += tally.moved());
+    sum
 }
 
 /// See [`super::Metrics::listener`].
@@ -165,6 +172,11 @@ pub struct ListenerMetrics {
 }
 
 impl ListenerMetrics {
+    /// What all workers have moved.
+    pub fn moved(&self) -> Moved {
+        moved(&self.tallies)
+    }
+
     /// Counts a session that ended.
     pub fn session_closed(&self, reason: CloseReason) {
         for (each, counter) in CloseReason::ALL.iter().zip(&self.closed) {

@@ -3,7 +3,9 @@
 use std::{
     fs,
     io::{Read, Write},
+    net::Shutdown,
     process::Command,
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -159,4 +161,210 @@ fn without_an_admin_address_explain_says_so() {
     let output = command.arg("explain").arg("-f").arg(&file).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("the config has no admin.bind"));
+}
+
+/// A configuration with these settings of the admin.
+fn admin_with(settings: &str) -> String {
+    nobody().replace("admin: { bind: 127.0.0.1:0 }", &format!("admin: {{ {settings} }}"))
+}
+
+/// Status code and whole response to a POST with these headers.
+fn post(rolegate: &Rolegate, path: &str, headers: &str) -> (u16, String) {
+    rolegate.request(&format!("POST {path} HTTP/1.1\r\n{headers}\r\n"))
+}
+
+const LOCAL: &str = "Host: localhost:9101\r\n";
+
+/// Whether the order went through to the process, whatever became of it there.
+fn obeyed(code: u16) -> bool {
+    [200, 422, 503].contains(&code)
+}
+
+#[test]
+fn orders_are_taken_from_this_host_and_from_no_browser() {
+    let rolegate = Rolegate::start(&nobody());
+    for path in ["/reload", "/drain/redis"] {
+        assert!(obeyed(post(&rolegate, path, LOCAL).0));
+        assert!(obeyed(post(&rolegate, path, "Host: [::1]\r\nContent-Length: 0\r\n").0));
+        assert!(obeyed(rolegate.request(&format!("POST {path} HTTP/1.0\r\n\r\n")).0));
+        for wrong in [
+            "Host: evil.example\r\n",
+            "Host: 10.0.0.1:9101\r\n",
+            "Host: localhost\r\nOrigin: null\r\n",
+            "Host: localhost\r\nOrigin: http://localhost:9101\r\n",
+            "Host: localhost\r\nReferer: http://evil.example/\r\n",
+            "Host: localhost\r\nSec-Fetch-Site: cross-site\r\n",
+        ] {
+            assert_eq!(post(&rolegate, path, wrong).0, 403, "{wrong}");
+        }
+        let (code, response) = rolegate.request(&format!("GET {path} HTTP/1.1\r\n{LOCAL}\r\n"));
+        assert!(code == 405 && response.to_lowercase().contains("allow: post\r\n"), "{response}");
+    }
+    let (code, response) = post(&rolegate, "/drain/other", LOCAL);
+    assert!(code == 404 && response.contains("no such listener; there are redis"), "{response}");
+    assert_eq!(post(&rolegate, "/drain/", LOCAL).0, 404);
+    assert_eq!(post(&rolegate, "/drain", LOCAL).0, 404);
+    assert_eq!(rolegate.request("OPTIONS /reload HTTP/1.1\r\nHost: localhost\r\n\r\n").0, 405);
+}
+
+#[test]
+fn with_a_token_orders_need_it_everywhere_and_what_reads_does_not() {
+    let folder = TempDir::new().unwrap();
+    let token = folder.path().join("token");
+    fs::write(&token, "hunter2hunter2hu\n").unwrap();
+    for bind in ["127.0.0.1:0", "0.0.0.0:0"] {
+        let config = admin_with(&format!("bind: {bind}, token_file: '{}'", token.display()));
+        let rolegate = Rolegate::start(&config);
+        let right = "Host: any.example\r\nAuthorization: Bearer hunter2hunter2hu\r\n";
+        assert!(obeyed(post(&rolegate, "/reload", right).0));
+        for wrong in
+            ["", "Authorization: Bearer hunter2hunter2hX\r\n", "Authorization: Basic x\r\n"]
+        {
+            let (code, response) = post(&rolegate, "/reload", &format!("{LOCAL}{wrong}"));
+            assert!(code == 401 && response.contains("admin.token_file"), "{response}");
+            assert!(response.to_lowercase().contains("www-authenticate: bearer"), "{response}");
+            assert!(!response.contains("hunter2"), "{response}");
+        }
+        // Guessing fills no log.
+        for _ in 0..200 {
+            assert_eq!(post(&rolegate, "/drain/redis", LOCAL).0, 401);
+        }
+        let lines = rolegate.log("refused an admin request that would change something");
+        assert!((1..=10).contains(&lines.len()), "{}", lines.len());
+        assert_eq!((&lines[0]["why"], &lines[0]["level"]), (&"token".into(), &"WARN".into()));
+        for path in ["/live", "/metrics", "/status", "/explain"] {
+            let (code, text) = rolegate.get(path);
+            assert!(code == 200 && !text.contains("hunter2"), "{path}");
+        }
+        assert!(!rolegate.output().contains("hunter2"));
+    }
+}
+
+#[test]
+fn other_hosts_may_order_nothing_without_a_token() {
+    let rolegate = Rolegate::start(&admin_with("bind: 0.0.0.0:0"));
+    let (code, response) = post(&rolegate, "/reload", LOCAL);
+    assert!(code == 403 && response.contains("no admin.token_file"), "{response}");
+    assert_eq!(rolegate.get("/live").0, 200);
+    let line = rolegate.wait_log("config");
+    assert_eq!(line["level"], "WARN");
+    assert!(line["warning"].as_str().unwrap().contains("there is no admin.token_file"), "{line}");
+}
+
+#[test]
+fn a_stopping_rolegate_takes_no_orders() {
+    let node = Node::start(&[]);
+    let config = format!("{}shutdown_timeout: 1h\n", config(&[node.address()], None));
+    let rolegate = Rolegate::start_ready(&config);
+    let mut client = rolegate.client();
+    client.call(&["PING"]).unwrap();
+    rolegate.signal(rustix::process::Signal::TERM);
+    rolegate.wait_log("stopping: no new clients, sessions may end");
+    let (code, response) = post(&rolegate, "/reload", LOCAL);
+    assert!(code == 503 && response.contains("rolegate is stopping"), "{response}");
+}
+
+#[test]
+fn who_sends_byte_by_byte_is_cut_and_delays_nobody() {
+    let rolegate = Rolegate::start(&nobody());
+    let mut slow: Vec<_> = (0..20).map(|_| rolegate.admin_stream()).collect();
+    let since = std::time::Instant::now();
+    let mut bytes = b"GET /live HTTP/1.1\r\nX: ".iter().chain(std::iter::repeat(&b'x'));
+    // A byte at a time, as long as anybody takes it.
+    eventually("all of them are cut", || {
+        let byte = *bytes.next().unwrap();
+        slow.retain_mut(|stream| stream.write_all(&[byte]).is_ok());
+        assert_eq!(rolegate.get("/live").0, 200);
+        slow.is_empty().then_some(())
+    });
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    // A body that never comes, and an answer that nobody reads.
+    let mut body = rolegate.admin_stream();
+    body.write_all(b"POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nx")
+        .unwrap();
+    let mut answer = String::new();
+    let _ = body.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+}
+
+#[test]
+fn hundreds_of_broken_requests_leave_no_trace() {
+    let mut rolegate = Rolegate::start(&nobody());
+    let mut random = fastrand::Rng::with_seed(93);
+    let open = |rolegate: &Rolegate| {
+        fs::read_dir(format!("/proc/{}/fd", rolegate.process())).unwrap().count()
+    };
+    assert_eq!(rolegate.get("/metrics").0, 200);
+    let (files, memory) = (open(&rolegate), rolegate.memory());
+    let whole: [&[u8]; 6] = [
+        b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello",
+        b"POST /drain/redis HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"GET /explain/main HTTP/1.0\r\n\r\n",
+        b"HEAD http://localhost/metrics HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
+    ];
+    let mut kept = Vec::new();
+    for round in 0..600 {
+        let mut bytes = whole[random.usize(..whole.len())].to_vec();
+        match round % 8 {
+            // Noise.
+            0 => bytes = (0..random.usize(..4096)).map(|_| random.u8(..)).collect(),
+            // Broken off.
+            1 => bytes.truncate(random.usize(..bytes.len())),
+            // Bytes that are others.
+            2 => (0..4).for_each(|_| {
+                let at = random.usize(..bytes.len());
+                bytes[at] = random.u8(..);
+            }),
+            // A head without end, and one of too many fields.
+            3 => bytes.splice(4..4, vec![b'/'; 1 << random.usize(10..18)]).for_each(drop),
+            4 => {
+                let end = bytes.windows(2).position(|pair| pair == b"\r\n").unwrap() + 2;
+                bytes.splice(end..end, b"a: b\r\n".repeat(1 << random.usize(4..14)));
+            }
+            // A body that is not as long as is said.
+            5 => {
+                let length = ["-1", "99999999999999999999", "5, 6", "1000000", "0x5"];
+                let length = length[random.usize(..length.len())];
+                bytes = format!(
+                    "POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\nx"
+                )
+                .into();
+            }
+            // A huge body.
+            6 => {
+                bytes =
+                    b"POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1048576\r\n\r\n"
+                        .to_vec();
+                bytes.resize(bytes.len() + (1 << 20), b'x');
+            }
+            // Several at once.
+            _ => bytes = bytes.repeat(random.usize(2..50)),
+        }
+        let mut stream = rolegate.admin_stream();
+        let _ = stream.write_all(&bytes);
+        if random.bool() {
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+        match random.u8(..8) {
+            // Who leaves without a word of it stays for a while.
+            0 if kept.len() < 40 => kept.push(stream),
+            1..4 => drop(stream),
+            _ => {
+                let _ = stream.set_read_timeout(Some(Duration::from_millis(5)));
+                let _ = stream.read(&mut [0; 512]);
+            }
+        }
+        if round % 50 == 0 {
+            assert_eq!(rolegate.get("/live").0, 200);
+        }
+    }
+    assert_eq!(rolegate.get("/live").0, 200);
+    drop(kept);
+    eventually("all descriptors are given back", || (open(&rolegate) <= files).then_some(()));
+    let grown = rolegate.memory().saturating_sub(memory);
+    assert!(grown < 16 * 1024, "{grown} KiB more");
+    assert!(rolegate.is_running());
+    assert!(!rolegate.output().contains("a defect of rolegate"), "{}", rolegate.output());
 }

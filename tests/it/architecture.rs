@@ -17,7 +17,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("config", &["topology"]),
     ("metrics", &["topology"]),
     ("net", &["config", "topology"]),
-    ("remote", &["config"]),
+    ("remote", &["config", "topology"]),
     ("logging", &["config"]),
     ("lifecycle", &[]),
     ("topology", &[]),

@@ -353,7 +353,7 @@ fn good_configs_of_every_kind() {
             + "    sentinel: { master_name: m, addresses: [a:1], announce: { a: b:1 } }\n",
         format!("{GOOD}admin: {{ bind: unix:/run/admin.sock, bind_mode: '666' }}\n"),
         format!(
-            "{GOOD}shutdown_timeout: 0s\nlog: {{ format: json, level: debug }}\nadmin: {{ bind: \":9101\" }}\n"
+            "{GOOD}shutdown_timeout: 0s\nlog: {{ format: json, level: debug }}\nadmin: {{ bind: \"127.0.0.1:9101\" }}\n"
         ),
     ];
     for text in &good {
@@ -379,4 +379,62 @@ fn the_shipped_config_and_every_example_are_valid() {
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{words}");
     }
+}
+
+#[test]
+fn an_admin_that_others_reach_without_a_token_is_a_warning() {
+    let folder = tempdir().unwrap();
+    let token = folder.path().join("token");
+    fs::write(&token, "0123456789abcdef\n").unwrap();
+    let warned = |admin: &str| {
+        let (code, words) = check(&format!("{GOOD}admin: {{ {admin} }}\n"));
+        assert_eq!(code, Some(0), "{words}");
+        words
+    };
+    for bind in ["'*:9101'", "0.0.0.0:9101", "'[::]:9101'", "10.0.0.1:9101"] {
+        let words = warned(&format!("bind: {bind}"));
+        assert!(words.starts_with("6:16: warning: admin.bind "), "{words}");
+        assert!(words.contains("reload and drain over HTTP are refused"), "{words}");
+        assert_eq!(words.lines().count(), 1, "{words}");
+        let with = format!("bind: {bind}, token_file: '{}'", token.display());
+        assert_eq!(warned(&with), "");
+    }
+    for bind in ["127.0.0.1:9101", "127.1.2.3:9101", "'[::1]:9101'"] {
+        assert_eq!(warned(&format!("bind: {bind}")), "");
+    }
+}
+
+#[test]
+fn a_token_file_is_checked_and_never_shown() {
+    let folder = tempdir().unwrap();
+    let token = folder.path().join("token");
+    let file = token.display().to_string();
+    let check = |content: &[u8]| {
+        fs::write(&token, content).unwrap();
+        check(&format!("{GOOD}admin: {{ bind: 127.0.0.1:1, token_file: '{file}' }}\n"))
+    };
+    let long = "x".repeat(1024);
+    for good in ["hunter2hunter2hu", "hunter2hunter2hu\r\n", &long] {
+        assert_eq!(check(good.as_bytes()), (Some(0), String::new()));
+    }
+    let longer = "x".repeat(1025);
+    let words = "6:41: admin.token_file names a file whose content is no token: found ";
+    for wrong in [
+        "",
+        "\n",
+        "hunter2hunter2h",
+        "hunter2 hunter2 hunter2",
+        "hunter2hunter2hunter2\n\n",
+        "hunter2hunter2hünter2",
+        &longer,
+    ] {
+        let (code, error) = check(wrong.as_bytes());
+        assert!(code == Some(2) && error.starts_with(words), "{error}");
+        assert!(error.contains("allowed are 16 to 1024 visible") && !error.contains("hunter"));
+    }
+    fs::remove_file(&token).unwrap();
+    let text = format!("{GOOD}admin: {{ bind: 127.0.0.1:1, token_file: hunter2hunter2 }}\n");
+    let (code, error) = self::check(&text);
+    assert!(code == Some(2) && error.contains("token_file names a file that cannot be read"));
+    assert!(!error.contains("hunter2"), "{error}");
 }

@@ -7,6 +7,7 @@
 mod admin;
 mod architecture;
 mod checks;
+mod cli;
 mod config;
 mod failover;
 mod faults;

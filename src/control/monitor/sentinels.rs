@@ -25,7 +25,7 @@ pub(super) struct PoolSentinels {
 }
 
 /// Knows backends by the addresses that Sentinels may name.
-struct AddressBook {
+pub(in crate::control) struct AddressBook {
     /// As configured; what is announced goes first.
     configured: Vec<(usize, HostPort)>,
     /// By place, for what names resolve to.
@@ -33,7 +33,12 @@ struct AddressBook {
 }
 
 impl AddressBook {
-    fn new(pool: &config::Pool, config: &config::Sentinel, routes: Vec<Arc<Route>>) -> Self {
+    /// `routes` are those of the pool's backends.
+    pub(in crate::control) fn new(
+        pool: &config::Pool,
+        config: &config::Sentinel,
+        routes: Vec<Arc<Route>>,
+    ) -> Self {
         let backends = pool.backends.iter().enumerate();
         let backends = backends.filter_map(|(place, backend)| match &backend.address {
             Endpoint::Host(address) => Some((place, address.clone())),
@@ -44,7 +49,8 @@ impl AddressBook {
         Self { configured, routes }
     }
 
-    fn place_of(&self, address: &HostPort) -> Option<usize> {
+    /// The backend that has this address.
+    pub(in crate::control) fn place_of(&self, address: &HostPort) -> Option<usize> {
         if let Some((place, _)) = self.configured.iter().find(|(_, known)| known == address) {
             return Some(*place);
         }

@@ -29,6 +29,18 @@ pub(super) struct Link {
     proven: Option<Answer>,
 }
 
+/// All that one backend tells when it is asked once.
+pub(in crate::control) struct Examined {
+    /// What a check would make of it.
+    pub(in crate::control) answer: Result<Answer, Problem>,
+    /// The ACL rules that the user lacks.
+    pub(in crate::control) missing: Vec<&'static str>,
+    /// The program and its version.
+    pub(in crate::control) version: Option<String>,
+    /// `host:port` of its master, by its own words.
+    pub(in crate::control) follows: Option<String>,
+}
+
 impl Link {
     pub(super) fn new(stream: TcpStream, address: Address) -> Self {
         let line = Line::new(stream, MAX_REPLIES);
@@ -93,6 +105,43 @@ impl Link {
             Some(Failure::Cut | Failure::Denied | Failure::MaxClients | Failure::Protocol)
         );
         ((!lost).then_some(self), result)
+    }
+
+    /// Asks what a first check asks, and takes each reply for itself, so that all that is wrong is
+    /// told at once.
+    pub(super) async fn examine(mut self, auth: Option<&Auth>) -> Result<Examined, Problem> {
+        let mut replies = self.line.ask(&questions(auth, true)).await?.into_iter();
+        let mut next = || replies.next().unwrap_or(Value::Nil);
+        if auth.is_some() {
+            reply::login(&next())?;
+        }
+        let pong = reply::pong(&next());
+        let (replication, about) = (reply::info(next()), reply::info(next()));
+        let lacks = |problem: Option<&Problem>| {
+            problem.is_some_and(|problem| problem.failure == Failure::NoPerm)
+        };
+        let mut missing = Vec::new();
+        if lacks(pong.as_ref().err()) {
+            missing.push("+ping");
+        }
+        if lacks(replication.as_ref().err()) || lacks(about.as_ref().err()) {
+            missing.push("+info");
+        }
+        let follows = replication.as_ref().ok().and_then(|replication| {
+            let [host, port] = replication.fields(["master_host", "master_port"]);
+            Some(reply::tidy(&format!("{}:{}", host?, port?)))
+        });
+        let version = about.as_ref().ok().and_then(|about| {
+            let [valkey, redis] = about.fields(["valkey_version", "redis_version"]);
+            let redis = redis.map(|version| format!("Redis {version}"));
+            valkey.map(|version| format!("Valkey {version}")).or(redis)
+        });
+        let answer = pong.and(replication).and_then(|replication| {
+            let run_id = about?.text("run_id").unwrap_or_default();
+            Ok(answer(self.address, replication.role()?, run_id, &replication))
+        });
+        let version = version.as_deref().map(reply::tidy);
+        Ok(Examined { answer, missing, version, follows })
     }
 
     /// During a script only HELLO tells the role. Servers before 6.0 have none, and then what was

@@ -42,6 +42,11 @@ impl Rolegate {
         Self::spawn(&mut command, folder)
     }
 
+    /// The same with a file of the test, which it may change meanwhile.
+    pub fn start_with_file(file: &Path) -> Self {
+        Self::spawn(Command::new(PROGRAM).arg("-f").arg(file), TempDir::new().unwrap())
+    }
+
     /// The same with this limit of open files.
     pub fn start_with_descriptors(config: &str, limit: u32) -> Self {
         let (folder, file) = write_config(config);
