@@ -24,6 +24,9 @@ mod reply;
 #[path = "../src/control/route.rs"]
 #[allow(dead_code)]
 mod route;
+#[path = "../src/control/secured.rs"]
+#[allow(dead_code, unused_imports)]
+mod secured;
 
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";

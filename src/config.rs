@@ -7,6 +7,7 @@ mod check;
 mod file;
 mod pool;
 mod section;
+mod tls;
 mod units;
 
 use std::{
@@ -21,7 +22,10 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretSlice};
 
-pub use self::units::{Bind, Endpoint, HostPort, parse_duration};
+pub use self::{
+    tls::{ListenerTls, PeerTls},
+    units::{Bind, Endpoint, HostPort, parse_duration},
+};
 use crate::topology::{Admission, Hold, OnUnexplainedHeir, Role, Timeouts};
 
 /// The file that `rolegate` reads when none is named.
@@ -138,6 +142,8 @@ pub struct Listener {
     pub admission: Admission,
     /// When sessions end on which nothing moves.
     pub timeouts: Timeouts,
+    /// Its clients speak TLS.
+    pub tls: Option<ListenerTls>,
 }
 
 /// One name under `pools`.
@@ -149,6 +155,8 @@ pub struct Pool {
     pub backends: Vec<Backend>,
     /// How checks log in.
     pub auth: Option<Auth>,
+    /// The backends speak TLS.
+    pub tls: Option<PeerTls>,
     /// How checks are made.
     pub check: Check,
     /// How long a session may wait for its backend's connection.
@@ -170,6 +178,8 @@ pub struct Sentinel {
     pub addresses: Vec<HostPort>,
     /// How to log in at the Sentinels.
     pub auth: Option<Auth>,
+    /// They speak TLS.
+    pub tls: Option<PeerTls>,
     /// So many have to agree.
     pub quorum: usize,
     /// Backends, by place, that the Sentinels know by another address.

@@ -12,6 +12,7 @@ mod pace;
 mod probe;
 mod reply;
 mod route;
+mod secured;
 mod sentinel;
 pub mod survey;
 mod wire;

@@ -2,9 +2,11 @@
 
 mod flow;
 pub mod gate;
+pub mod handshake;
 pub mod hold;
 pub mod listener;
 mod pipe;
+pub mod reach;
 mod relay;
 pub mod session;
 pub mod spare;

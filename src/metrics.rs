@@ -59,6 +59,18 @@ pub enum CloseReason {
     IdleTimeout,
     /// One side had closed, and nothing moved for as long as the listener's half_close_timeout.
     HalfCloseTimeout,
+    /// A client that speaks plain text, on a listener with TLS.
+    PlainOnTls,
+    /// A client that speaks TLS, on a listener without.
+    TlsOnPlain,
+    /// The client has no certificate that the listener accepts.
+    TlsClientCert,
+    /// The client does not trust the listener's certificate.
+    TlsUntrusted,
+    /// The client's TLS handshake took too long.
+    TlsTimeout,
+    /// The client's TLS handshake failed for another reason.
+    TlsFailed,
     /// rolegate has no descriptor or local port left to connect with.
     NoResources,
     /// rolegate stopped.
@@ -69,7 +81,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 21] = [
         Self::ClientClosed,
         Self::ClientReset,
         Self::BackendClosed,
@@ -82,6 +94,12 @@ impl CloseReason {
         Self::ConnectTimeout,
         Self::IdleTimeout,
         Self::HalfCloseTimeout,
+        Self::PlainOnTls,
+        Self::TlsOnPlain,
+        Self::TlsClientCert,
+        Self::TlsUntrusted,
+        Self::TlsTimeout,
+        Self::TlsFailed,
         Self::NoResources,
         Self::Shutdown,
         Self::Internal,
@@ -102,6 +120,12 @@ impl CloseReason {
             Self::ConnectTimeout => "connect_timeout",
             Self::IdleTimeout => "idle_timeout",
             Self::HalfCloseTimeout => "half_close_timeout",
+            Self::PlainOnTls => "plain_on_tls",
+            Self::TlsOnPlain => "tls_on_plain",
+            Self::TlsClientCert => "tls_client_cert",
+            Self::TlsUntrusted => "tls_untrusted",
+            Self::TlsTimeout => "tls_timeout",
+            Self::TlsFailed => "tls_failed",
             Self::NoResources => "no_resources",
             Self::Shutdown => "shutdown",
             Self::Internal => "internal",

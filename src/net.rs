@@ -1,5 +1,6 @@
 //! Sockets: how they are opened, tuned and closed, and what their errors mean.
 
+pub mod tls;
 mod unix;
 
 use std::{
@@ -245,15 +246,26 @@ pub async fn connect(address: &Address, tuning: &Tuning) -> io::Result<TcpStream
 /// Closes with RST, so that the peer's next use fails at once instead of vanishing. At a unix socket
 /// it does so after any close, and what was written can still be read.
 pub fn reset(stream: impl AsFd) {
-    // Without the option the close is a FIN: less prompt, still a close.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    linger_not(&stream);
     drop(stream);
+}
+
+/// Makes the close a RST.
+fn linger_not(stream: &impl AsFd) {
+    // Without the option the close is a FIN: less prompt, still a close.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// Whether nothing has come from the peer yet, not even its close.
 pub fn is_untouched(stream: &TcpStream) -> bool {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     matches!(recv(stream, &mut [0u8; 1], flags), Err(Errno::AGAIN))
+}
+
+/// Whether the peer has closed or reset the connection, and everything before that was read.
+fn is_ended(stream: &TcpStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    !matches!(recv(stream, &mut [0u8; 1], flags), Ok((1.., _)) | Err(Errno::AGAIN))
 }
 
 /// Bytes that have arrived from the peer and are not read yet.

@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     AppError, drain,
@@ -20,14 +20,16 @@ use crate::{
     control::monitor::{Monitor, Orders},
     data::{
         gate::{Gate, Total},
+        handshake::{Handshake, Log},
         hold::Returns,
         listener,
+        reach::Reach,
         session::Shared,
         spare::Spares,
         worker::Workers,
     },
     metrics::Metrics,
-    net::{Listening, Tuning},
+    net::{Listening, Tuning, tls::Connector},
     topology::Published,
 };
 
@@ -214,6 +216,7 @@ impl Running {
     }
 
     async fn start_pool(&mut self, pool: &config::Pool) -> RunningPool {
+        warn_of_insecure(pool);
         let state_dir = self.base.state_dir.as_deref();
         let (monitor, published, orders) =
             Monitor::new(pool.clone(), state_dir, &self.base.metrics);
@@ -240,9 +243,14 @@ impl Running {
         if old.config == *new {
             return old;
         }
-        let is_same =
-            |get: fn(&config::Pool) -> (usize, Duration, Duration)| get(&old.config) == get(new);
-        if !is_same(|pool| (pool.preconnect, pool.connect_timeout, pool.check.patience())) {
+        if old.config.tls != new.tls {
+            warn_of_insecure(new);
+        }
+        let of_spares = |pool: &config::Pool| {
+            let tls = pool.tls.clone();
+            (pool.preconnect, pool.connect_timeout, pool.check.patience(), tls)
+        };
+        if of_spares(&old.config) != of_spares(new) {
             old.spares.stop();
             old.spares = self.base.spares(new, &old.published).await;
         }
@@ -452,7 +460,7 @@ impl Base {
             self.worker_count,
             published.view.clone(),
             pool.connect_timeout,
-            self.tuning(pool),
+            self.reach(pool),
             self.metrics.preconnected(&pool.name),
         ));
         self.workers.keep(&spares).await;
@@ -477,7 +485,12 @@ impl Base {
             pool: pool.name.clone(),
             view: published.view.clone(),
             connect_timeout: pool.connect_timeout,
-            tuning: self.tuning(pool),
+            reach: self.reach(pool),
+            handshake: (listener.tls.as_ref())
+                .map(|tls| Handshake::new(tls.acceptor.clone(), tls.handshake_timeout)),
+            expects_plain: listener.tls.is_none()
+                && !pool.tls.as_ref().is_some_and(|tls| tls.passthrough),
+            log: Log::new(listener.name.clone()),
             lease_patience: pool.check.lease_patience(),
             spares: spares.clone(),
             gate: gate.clone(),
@@ -491,8 +504,19 @@ impl Base {
         }
     }
 
-    /// How sessions' connections to the pool's backends are treated.
-    fn tuning(&self, pool: &config::Pool) -> Tuning {
-        Tuning { patience: pool.check.patience(), congestion: self.congestion.clone() }
+    /// How sessions reach the pool's backends.
+    fn reach(&self, pool: &config::Pool) -> Reach {
+        let tls = pool.tls.as_ref().filter(|tls| !tls.passthrough);
+        let tls = tls.map(|tls| Connector::new(tls.connector.clone(), tls.server_name.clone()));
+        let tuning =
+            Tuning { patience: pool.check.patience(), congestion: self.congestion.clone() };
+        Reach { tuning, tls }
+    }
+}
+
+fn warn_of_insecure(pool: &config::Pool) {
+    if pool.tls.as_ref().is_some_and(|tls| tls.insecure) {
+        let advice = "anybody in between may read and change everything; set tls.ca instead";
+        warn!(pool = &*pool.name, advice, "certificates of backends are not verified");
     }
 }

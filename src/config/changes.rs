@@ -71,12 +71,13 @@ impl Config {
 impl Listener {
     fn differing(&self, new: &Self, is_pool_same: bool) -> String {
         // Named one by one, so that a new field is not forgotten here.
-        let Self { name: _, binds, pool: _, role, hold, admission, timeouts } = self;
+        let Self { name: _, binds, pool: _, role, hold, tls, admission, timeouts } = self;
         differing(&[
             ("bind", *binds == new.binds),
             ("pool", is_pool_same),
             ("role", *role == new.role),
             ("hold", *hold == new.hold),
+            ("tls", *tls == new.tls),
             ("limits", *admission == new.admission),
             ("timeouts", *timeouts == new.timeouts),
         ])
@@ -89,6 +90,7 @@ impl Pool {
             name,
             backends,
             auth,
+            tls,
             check,
             connect_timeout,
             preconnect,
@@ -97,6 +99,7 @@ impl Pool {
         } = self;
         let keys = differing(&[
             ("auth", *auth == new.auth),
+            ("tls", *tls == new.tls),
             ("check", *check == new.check),
             ("connect_timeout", *connect_timeout == new.connect_timeout),
             ("preconnect", *preconnect == new.preconnect),

@@ -117,6 +117,7 @@ impl Checker {
             "pool",
             "role",
             "hold",
+            "tls",
             "max_connections",
             "max_connections_per_source",
             "accept_rate",
@@ -150,8 +151,31 @@ impl Checker {
             });
             let hold = self.hold(section.get("hold"), &section.at("hold"));
             let (admission, timeouts) = (self.admission(&section), self.timeouts(&section));
+            let passes = pool.and_then(|pool| pools[pool].tls.as_ref());
+            let tls = match section.get("tls") {
+                Some(node) if passes.is_some_and(|tls| tls.passthrough) => {
+                    let message = format!(
+                        "{} is in the way: found it before a pool with tls.passthrough, whose \
+                         clients speak TLS with the backends themselves; remove one of the two",
+                        section.at("tls")
+                    );
+                    self.fault(node.id, message);
+                    None
+                }
+                Some(node) => self.listener_tls(node, &section.at("tls")),
+                None => None,
+            };
             if let (Some(pool), Some(role)) = (pool, role) {
-                listeners.push(Listener { name, binds, pool, role, hold, admission, timeouts });
+                listeners.push(Listener {
+                    name,
+                    binds,
+                    pool,
+                    role,
+                    hold,
+                    tls,
+                    admission,
+                    timeouts,
+                });
             }
         }
         (listeners, bound)

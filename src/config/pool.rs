@@ -27,6 +27,7 @@ impl Checker {
             let known = [
                 "backends",
                 "auth",
+                "tls",
                 "check",
                 "connect_timeout",
                 "preconnect",
@@ -41,6 +42,11 @@ impl Checker {
                 None => Vec::new(),
             };
             let auth = section.get("auth").and_then(|node| self.auth(node, &section.at("auth")));
+            let hosts = backends.iter().map(|backend| &backend.address);
+            let hosts = hosts.map(|address| (address.to_string(), address.host()));
+            let tls = section
+                .get("tls")
+                .and_then(|node| self.peer_tls(node, &section.at("tls"), true, hosts));
             let check = self.check(section.get("check"), &section.at("check"));
             let connect_timeout = self.duration(
                 &section,
@@ -60,6 +66,7 @@ impl Checker {
                 name,
                 backends,
                 auth,
+                tls,
                 check,
                 connect_timeout,
                 preconnect: usize::try_from(preconnect).unwrap_or(usize::MAX),
@@ -184,7 +191,7 @@ impl Checker {
     }
 
     fn sentinel(&mut self, node: &Node, path: &str, backends: &[Backend]) -> Option<Sentinel> {
-        let known = ["master_name", "addresses", "auth", "quorum", "announce"];
+        let known = ["master_name", "addresses", "auth", "tls", "quorum", "announce"];
         let section = self.section(node, path, &known)?;
         let master_name = self
             .required(&section, "master_name")
@@ -200,6 +207,10 @@ impl Checker {
             let at = section.at("auth");
             self.fault(section.id, format!("{at} has a password that is not UTF-8 text"));
         }
+        let hosts = addresses.iter().map(|address| (address.to_string(), address.host.as_str()));
+        let tls = section
+            .get("tls")
+            .and_then(|node| self.peer_tls(node, &section.at("tls"), false, hosts));
         let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
         let quorum = self.count(&section, "quorum", count / 2 + 1, 1..=count.max(1));
         let announce = section
@@ -222,6 +233,7 @@ impl Checker {
             master_name: master_name?,
             addresses,
             auth,
+            tls,
             quorum: usize::try_from(quorum).unwrap_or(usize::MAX),
             announce,
         })

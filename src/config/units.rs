@@ -97,6 +97,14 @@ impl Endpoint {
             None => HostPort::parse(text).map(Self::Host),
         }
     }
+
+    /// The name or address of the host; empty for a unix socket.
+    pub fn host(&self) -> &str {
+        match self {
+            Self::Host(address) => &address.host,
+            Self::Unix(_) => "",
+        }
+    }
 }
 
 impl fmt::Display for Endpoint {

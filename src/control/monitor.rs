@@ -391,6 +391,7 @@ impl Monitor {
                 Verdict::Serve(Arc::new(Served {
                     backend: self.names[place].clone(),
                     address: answer.address.clone(),
+                    host: self.config.backends[place].address.host().into(),
                     reason: reason.clone(),
                     lease: Lease::default(),
                 }))

@@ -19,7 +19,7 @@ use super::{
     route::{Changes, Problem, Route},
 };
 use crate::{
-    config::{Auth, Backend, Check},
+    config::{Auth, Check},
     topology::{Address, Failure, Hint, Hints},
 };
 
@@ -64,10 +64,9 @@ pub(super) struct Watch {
 
 impl Watch {
     /// A probe whose reports carry this id. It does not run yet.
-    pub(super) fn new(id: u64, backend: &Backend, desk: Desk) -> Self {
+    pub(super) fn new(id: u64, route: Route, desk: Desk) -> Self {
         let pace = Arc::new(Pace::new(desk.check.fast_interval));
-        let (address, check) = (backend.address.clone(), &desk.check);
-        let route = Arc::new(Route::new(address, check.timeout, check.resolve));
+        let route = Arc::new(route);
         let probe = Probe::new(id, route.clone(), pace.clone(), desk);
         Self { id, route, pace, waiting: Some(probe), running: None }
     }
@@ -96,7 +95,12 @@ pub(super) async fn examine(
 ) -> Result<Examined, Problem> {
     let examined = async {
         let (stream, address) = route.connect(check.patience()).await?;
-        Link::new(stream, address).examine(auth).await
+        match Link::new(stream, address.clone()).examine(auth).await {
+            Err(Problem { failure: Failure::Cut, .. }) if route.wants_tls(&address).await => {
+                Err(Problem { failure: Failure::TlsWanted, words: None })
+            }
+            examined => examined,
+        }
     };
     let silent = || Problem { failure: Failure::Timeout, words: None };
     tokio::select! {
@@ -297,7 +301,17 @@ impl Probe {
             Some(link) => Box::pin(link.ask(auth)),
             None => Box::pin(async move {
                 match route.connect(patience).await {
-                    Ok((stream, address)) => Box::new(Link::new(stream, address)).ask(auth).await,
+                    Ok((stream, address)) => {
+                        let link = Box::new(Link::new(stream, address.clone()));
+                        let (link, mut result) = link.ask(auth).await;
+                        if let Err(problem) = &mut result
+                            && problem.failure == Failure::Cut
+                            && route.wants_tls(&address).await
+                        {
+                            *problem = Problem { failure: Failure::TlsWanted, words: None };
+                        }
+                        (link, result)
+                    }
                     Err(problem) => (None, Err(problem)),
                 }
             }),

@@ -8,12 +8,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::{Instant, timeout_at};
 
-use super::name::{self, Name};
+use super::{
+    name::{self, Name},
+    secured,
+};
 use crate::{
-    config::Endpoint,
-    net::{self, Tuning},
+    config::{Endpoint, PeerTls},
+    net::{
+        self, Tuning,
+        tls::{Connector, Stream},
+    },
     topology::{Address, Failure},
 };
 
@@ -21,6 +27,9 @@ use crate::{
 pub(super) struct Route {
     to: To,
     timeout: Duration,
+    tls: Option<Connector>,
+    /// Whom a certificate has to name, unless the config says otherwise.
+    host: String,
 }
 
 enum To {
@@ -34,7 +43,14 @@ pub(super) struct Changes(Option<name::Changes>);
 impl Route {
     /// `timeout` is for all of the name's addresses together; the caller keeps it as a whole. A name
     /// is looked up `resolve` so often.
-    pub(super) fn new(to: Endpoint, timeout: Duration, resolve: Duration) -> Self {
+    pub(super) fn new(
+        to: Endpoint,
+        tls: Option<&PeerTls>,
+        timeout: Duration,
+        resolve: Duration,
+    ) -> Self {
+        let tls = tls.map(|tls| Connector::new(tls.connector.clone(), tls.server_name.clone()));
+        let host = to.host().to_owned();
         let to = match to {
             Endpoint::Unix(path) => To::Fixed(Address::Unix(path)),
             Endpoint::Host(address) => match address.host.parse() {
@@ -42,7 +58,7 @@ impl Route {
                 Err(_) => To::Name(Name::new(address, resolve)),
             },
         };
-        Self { to, timeout }
+        Self { to, timeout, tls, host }
     }
 
     /// Knows from the start where the old route to the same backend led.
@@ -52,12 +68,9 @@ impl Route {
         }
     }
 
-    /// Tries each address in turn, and tells the one that was reached. A peer is given up that
-    /// acknowledges nothing for as long as `patience`.
-    pub(super) async fn connect(
-        &self,
-        patience: Duration,
-    ) -> Result<(TcpStream, Address), Problem> {
+    /// Tries each address in turn, shakes hands where that is wanted, and tells the one that was
+    /// reached. A peer is given up that acknowledges nothing for as long as `patience`.
+    pub(super) async fn connect(&self, patience: Duration) -> Result<(Stream, Address), Problem> {
         let addresses = match &self.to {
             To::Fixed(address) => vec![address.clone()],
             // What is left is for an answer that says why.
@@ -71,13 +84,30 @@ impl Route {
         let share = self.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut last = None;
         for address in addresses {
-            match timeout(share, net::connect(&address, &tuning)).await {
-                Ok(Ok(stream)) => return Ok((stream, address)),
+            let end = Instant::now() + share;
+            match timeout_at(end, net::connect(&address, &tuning)).await {
+                Ok(Ok(socket)) => match &self.tls {
+                    None => return Ok((Stream::Plain(socket), address)),
+                    Some(connector) => {
+                        let (host, half) = (&self.host, share / 2);
+                        let secured = secured::connect(socket, connector, host, &address, half);
+                        match timeout_at(end, secured).await {
+                            Ok(Ok(stream)) => return Ok((stream, address)),
+                            Ok(Err(problem)) => last = Some(problem),
+                            Err(_) => last = Some(Problem::silent()),
+                        }
+                    }
+                },
                 Ok(Err(error)) => last = Some(Problem::io(&error)),
-                Err(_) => last = Some(Problem { failure: Failure::Timeout, words: None }),
+                Err(_) => last = Some(Problem::silent()),
             }
         }
         Err(last.unwrap_or(Problem { failure: Failure::Unresolved, words: None }))
+    }
+
+    /// Finds out whether a peer speaks TLS that broke off a plain connection without a word.
+    pub(super) async fn wants_tls(&self, address: &Address) -> bool {
+        self.tls.is_none() && secured::speaks_tls(address, self.timeout / 4).await
     }
 
     /// Whether it leads to this address now.
@@ -151,6 +181,10 @@ impl fmt::Display for Problem {
 }
 
 impl Problem {
+    pub(super) fn silent() -> Self {
+        Self { failure: Failure::Timeout, words: None }
+    }
+
     pub(super) fn io(error: &io::Error) -> Self {
         let failure = match error.kind() {
             _ if net::is_out_of_resources(error) => Failure::NoResources,

@@ -118,7 +118,12 @@ impl Sentinels {
             name: address.to_string(),
             master_name: config.master_name.clone(),
             auth: config.auth.clone(),
-            route: Route::new(Endpoint::Host(address.clone()), check.timeout, check.resolve),
+            route: Route::new(
+                Endpoint::Host(address.clone()),
+                config.tls.as_ref(),
+                check.timeout,
+                check.resolve,
+            ),
             timeout: check.timeout,
             news: news.clone(),
             question: Arc::clone(question),
@@ -278,7 +283,12 @@ async fn connect(
     }
     let push = move |event| events.try_send(event).map_err(|_| ());
     let config = AsyncConnectionConfig::new().set_push_sender(push);
-    Ok((Wire::new(stream, MAX_BYTES, info, config).await?, address))
+    match Wire::new(stream, MAX_BYTES, info, config).await {
+        Err(Problem { failure: Failure::Cut, .. }) if route.wants_tls(&address).await => {
+            Err(Problem { failure: Failure::TlsWanted, words: None })
+        }
+        wire => Ok((wire?, address)),
+    }
 }
 
 /// Subscribes to all channels, up to the first that is refused: gives it, and the reason.

@@ -92,7 +92,9 @@ fn defect() -> Vec<Finding> {
 
 async fn survey(pool: &Pool) -> Vec<Finding> {
     let (limit, resolve) = (pool.check.timeout, pool.check.resolve);
-    let route = |backend: &Backend| Arc::new(Route::new(backend.address.clone(), limit, resolve));
+    let route = |backend: &Backend| {
+        Arc::new(Route::new(backend.address.clone(), pool.tls.as_ref(), limit, resolve))
+    };
     let routes: Vec<_> = pool.backends.iter().map(route).collect();
     let (examined, sentinels) = tokio::join!(ask_backends(pool, &routes), ask_sentinels(pool));
     let states: Vec<_> = examined.iter().map(state).collect();
@@ -147,8 +149,8 @@ async fn ask_sentinels(pool: &Pool) -> Vec<Examined<sentinel::Examined>> {
     let (timeout, resolve) = (pool.check.timeout, pool.check.resolve);
     let tasks = config.addresses.iter().cloned().map(|address| {
         let (auth, name) = (config.auth.clone(), config.master_name.clone());
+        let route = Route::new(Endpoint::Host(address), config.tls.as_ref(), timeout, resolve);
         async move {
-            let route = Route::new(Endpoint::Host(address), timeout, resolve);
             tokio::select! {
                 () = route.keep() => Err(Problem { failure: Failure::Unresolved, words: None }),
                 examined = sentinel::examine(&route, auth.as_ref(), &name, timeout) => examined,

@@ -14,13 +14,12 @@ use redis::{
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf},
-    net::TcpStream,
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{reply, route::Problem};
-use crate::topology::Failure;
+use super::{reply, route::Problem, secured};
+use crate::{net::tls::Stream, topology::Failure};
 
 /// One system call takes so many bytes of them, which is more than most have.
 const USUAL_REPLIES: usize = 2048;
@@ -47,7 +46,7 @@ pub(super) struct Line(BufReader<Tapped>);
 impl Line {
     /// The caller has the deadlines. A peer is given up that sends more than `max_bytes` between two
     /// questions.
-    pub(super) fn new(stream: TcpStream, max_bytes: usize) -> Self {
+    pub(super) fn new(stream: Stream, max_bytes: usize) -> Self {
         Self(BufReader::with_capacity(USUAL_REPLIES, Tapped::new(stream, max_bytes)))
     }
 
@@ -86,11 +85,10 @@ impl Line {
         self.0.consume(self.0.buffer().len());
         if let Err(error) = self.0.write_all(commands).await {
             // Who hangs up may have said why.
-            let Tapped { stream, tap } = self.0.get_ref();
-            let mut greeting = [0; MAX_GREETING];
-            if let Ok(read) = stream.try_read(&mut greeting) {
-                tap.take(&greeting[..read])?;
-            }
+            let Tapped { stream, tap } = self.0.get_mut();
+            let mut greeting = Vec::new();
+            let error = stream.take_arrived(&mut greeting).err().unwrap_or(error);
+            tap.take(&greeting)?;
             return Err(tap.fail(error).into());
         }
         // So that no parser has a buffer while nothing has come.
@@ -120,7 +118,7 @@ impl Wire {
     /// Logs in as `info` says. The caller has the deadlines. A peer is given up that sends more than
     /// `max_bytes` between two commands.
     pub(super) async fn new(
-        stream: TcpStream,
+        stream: Stream,
         max_bytes: usize,
         info: RedisConnectionInfo,
         config: AsyncConnectionConfig,
@@ -182,6 +180,8 @@ struct Heard {
     settled: bool,
     /// The backend's FIN came, or this error of the stream.
     ended: Option<Result<(), io::ErrorKind>>,
+    /// What TLS has to do with that.
+    tls: Option<Problem>,
 }
 
 impl Tap {
@@ -212,7 +212,10 @@ impl Tap {
 
     /// Takes note of an error of the stream.
     fn fail(&self, error: io::Error) -> io::Error {
-        self.heard().ended = Some(Err(error.kind()));
+        let mut heard = self.heard();
+        heard.ended = Some(Err(error.kind()));
+        heard.tls = secured::problem(&error);
+        drop(heard);
         self.cut.cancel();
         error
     }
@@ -220,7 +223,10 @@ impl Tap {
     /// Why the connection failed. An error that the backend sent before it hung up tells more than
     /// the hang-up. It may repeat the password, so its words are dropped.
     fn problem(&self, error: &RedisError) -> Problem {
-        let heard = self.heard();
+        let mut heard = self.heard();
+        if let Some(problem) = heard.tls.take() {
+            return problem;
+        }
         let greeting = reply::classify_greeting(&heard.greeting);
         if let Some(failure) = greeting.filter(|_| !heard.settled) {
             return Problem { failure, words: None };
@@ -250,12 +256,12 @@ impl Tap {
 
 /// The connection's stream, with a tap on what comes in.
 struct Tapped {
-    stream: TcpStream,
+    stream: Stream,
     tap: Arc<Tap>,
 }
 
 impl Tapped {
-    fn new(stream: TcpStream, max_bytes: usize) -> Self {
+    fn new(stream: Stream, max_bytes: usize) -> Self {
         Self { stream, tap: Arc::new(Tap { max_bytes, ..Tap::default() }) }
     }
 }

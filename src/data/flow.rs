@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::pipe::Pipe;
-use crate::net;
+use crate::net::{self, tls::Stream};
 
 /// What one read takes at the most, and so what a flow keeps at the most.
 const BUFFER: usize = 64 * 1024;
@@ -31,6 +31,64 @@ const BULK: u32 = 512 * 1024;
 
 thread_local! {
     static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
+}
+
+/// One end of a session.
+pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {
+    /// The socket, if what goes over it is not encrypted by us.
+    fn bare(&self) -> Option<&TcpStream>;
+
+    /// The socket in any case.
+    fn socket(&self) -> Option<&TcpStream>;
+
+    /// Takes over what has already come, as much as the socket may hold.
+    fn take_arrived(&mut self, into: &mut Vec<u8>);
+
+    /// Closes with RST.
+    fn reset(self);
+}
+
+impl Side for TcpStream {
+    fn bare(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
+    fn take_arrived(&mut self, into: &mut Vec<u8>) {
+        let start = into.len();
+        into.resize(start + usize::try_from(net::unread(self)).unwrap_or(0), 0);
+        let read = net::read_now(self, &mut into[start..]);
+        into.truncate(start + read);
+    }
+
+    fn reset(self) {
+        net::reset(self);
+    }
+}
+
+impl Side for Stream {
+    fn bare(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(_) => None,
+        }
+    }
+
+    fn socket(&self) -> Option<&TcpStream> {
+        self.socket()
+    }
+
+    fn take_arrived(&mut self, into: &mut Vec<u8>) {
+        // What came before an error counts.
+        let _ = self.take_arrived(into);
+    }
+
+    fn reset(self) {
+        self.reset();
+    }
 }
 
 /// What is under way in one direction.
@@ -60,28 +118,29 @@ struct Kept {
 pub(super) enum Broken {
     Sender,
     Receiver,
+    /// What was looked at is not to be passed on.
+    Refused,
 }
 
 impl Flow {
     /// Moves what can be moved now, and adds it to `moved`. Ready when the sender has ended, or when
     /// `moved` says that the turn is over; not to be polled after an error. What is copied is shown
-    /// to `look`.
-    pub(super) fn poll(
+    /// to `look`, which may refuse it.
+    pub(super) fn poll<F: Side, T: Side>(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &mut F,
+        to: &mut T,
         moved: &mut u64,
-        look: impl Fn(&[u8]),
+        look: impl Fn(&[u8]) -> bool,
     ) -> Poll<Result<(), Broken>> {
         while !self.has_ended && *moved < TURN {
             if ready!(self.poll_kept(cx, to)).is_err() {
                 return Poll::Ready(Err(Broken::Receiver));
             }
-            let read = if self.is_bulk {
-                self.poll_splice(cx, from, to)
-            } else {
-                self.poll_copy(cx, from, to, &look)
+            let read = match (from.bare(), to.bare()) {
+                (Some(from), Some(to)) if self.is_bulk => self.poll_splice(cx, from, to),
+                _ => self.poll_copy(cx, from, to, &look),
             };
             match ready!(read)? {
                 Some(0) => self.has_ended = true,
@@ -117,24 +176,21 @@ impl Flow {
     }
 
     /// Takes over what has already come from a sender, as much as its socket may hold.
-    pub(super) fn salvage(&mut self, from: &TcpStream) -> u64 {
-        let unread = usize::try_from(net::unread(from)).unwrap_or(0);
-        if unread == 0 {
-            return 0;
+    pub(super) fn salvage(&mut self, from: &mut impl Side) -> u64 {
+        let mut arrived = Vec::new();
+        from.take_arrived(&mut arrived);
+        let salvaged = arrived.len() as u64;
+        if salvaged > 0 {
+            self.kept.get_or_insert_default().bytes.append(&mut arrived);
         }
-        let bytes = &mut self.kept.get_or_insert_default().bytes;
-        let start = bytes.len();
-        bytes.resize(start + unread, 0);
-        let read = net::read_now(from, &mut bytes[start..]);
-        bytes.truncate(start + read);
-        read as u64
+        salvaged
     }
 
     /// Writes what is kept; gives its memory back when it is all written.
     pub(super) fn poll_kept(
         &mut self,
         cx: &mut Context<'_>,
-        to: &mut TcpStream,
+        to: &mut impl Side,
     ) -> Poll<io::Result<()>> {
         let Some(kept) = &mut self.kept else {
             return Poll::Ready(Ok(()));
@@ -149,9 +205,9 @@ impl Flow {
     fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
-        look: impl Fn(&[u8]),
+        from: &mut impl Side,
+        to: &mut impl Side,
+        look: impl Fn(&[u8]) -> bool,
     ) -> Poll<Result<Option<u64>, Broken>> {
         READ.with_borrow_mut(|buffer| {
             let mut read = ReadBuf::new(buffer);
@@ -159,7 +215,9 @@ impl Flow {
                 return Poll::Ready(Err(Broken::Sender));
             }
             let bytes = read.filled();
-            look(bytes);
+            if !look(bytes) {
+                return Poll::Ready(Err(Broken::Refused));
+            }
             let mut written = 0;
             while written < bytes.len() {
                 match write(cx, to, &bytes[written..]) {
@@ -168,9 +226,15 @@ impl Flow {
                     Poll::Pending => {
                         let bytes = bytes[written..].to_vec();
                         self.kept = Some(Box::new(Kept { bytes, ..Kept::default() }));
-                        break;
+                        return Poll::Ready(Ok(Some(read.filled().len() as u64)));
                     }
                 }
+            }
+            match Pin::new(to).poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Receiver)),
+                // TLS still has some of it.
+                Poll::Pending => self.kept = Some(Box::default()),
             }
             Poll::Ready(Ok(Some(bytes.len() as u64)))
         })
@@ -180,8 +244,8 @@ impl Flow {
     fn poll_splice(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &TcpStream,
+        to: &TcpStream,
     ) -> Poll<Result<Option<u64>, Broken>> {
         loop {
             if ready!(from.poll_read_ready(cx)).is_err() {
@@ -190,10 +254,10 @@ impl Flow {
             let Some(mut pipe) = Pipe::take() else {
                 return Poll::Ready(Ok(None));
             };
-            match from.try_io(Interest::READABLE, || pipe.fill(&*from)) {
+            match from.try_io(Interest::READABLE, || pipe.fill(from)) {
                 Ok(read) => {
                     let mut kept = Kept { pipe: Some(pipe), ..Kept::default() };
-                    match kept.poll_write(cx, to) {
+                    match kept.poll_drain(cx, to) {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Receiver)),
                         Poll::Pending => self.kept = Some(Box::new(kept)),
@@ -211,10 +275,21 @@ impl Flow {
 
 impl Kept {
     /// Ready when all is written, or the receiver broke.
-    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut TcpStream) -> Poll<io::Result<()>> {
+    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut impl Side) -> Poll<io::Result<()>> {
+        if let Some(to) = to.bare() {
+            ready!(self.poll_drain(cx, to))?;
+        }
+        while self.written < self.bytes.len() {
+            self.written += ready!(write(cx, to, &self.bytes[self.written..]))?;
+        }
+        Pin::new(to).poll_flush(cx)
+    }
+
+    /// The same of what is in the pipe.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<()>> {
         while let Some(pipe) = self.pipe.as_mut().filter(|pipe| !pipe.is_empty()) {
             ready!(to.poll_write_ready(cx))?;
-            match to.try_io(Interest::WRITABLE, || pipe.drain(&*to)) {
+            match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                     return Poll::Ready(Err(error));
                 }
@@ -224,14 +299,11 @@ impl Kept {
         if let Some(pipe) = self.pipe.take() {
             pipe.give_back();
         }
-        while self.written < self.bytes.len() {
-            self.written += ready!(write(cx, to, &self.bytes[self.written..]))?;
-        }
         Poll::Ready(Ok(()))
     }
 }
 
-fn write(cx: &mut Context<'_>, to: &mut TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
+fn write(cx: &mut Context<'_>, to: &mut impl Side, bytes: &[u8]) -> Poll<io::Result<usize>> {
     match ready!(Pin::new(to).poll_write(cx, bytes)) {
         Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
         result => Poll::Ready(result),

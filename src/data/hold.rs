@@ -181,7 +181,7 @@ fn dismiss(session: Parked, reason: CloseReason, workers: &Workers) {
     if reason == CloseReason::HoldTimeout {
         session.shared().metrics.hold_timeouts.inc();
     }
-    if session.shared().hold.error_reply {
+    if session.shared().hold.error_reply && session.shared().may_tell() {
         workers.take(session.dismissed(reason));
     } else {
         session.close(reason);

@@ -8,19 +8,18 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite},
-    net::TcpStream,
+    io::AsyncReadExt,
     task::yield_now,
     time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 
 use super::{
-    flow::{Broken, Flow},
+    flow::{Broken, Flow, Side},
     session::Account,
 };
 use crate::{
     metrics::{CloseReason, Moved},
-    net,
+    net::{self, tls::is_hello},
     topology::{Hint, Revoked},
 };
 
@@ -47,11 +46,11 @@ struct Timers {
     quiet: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
-/// A session's two sockets, and what is under way between them.
+/// A session's two sides, and what is under way between them.
 #[derive(Debug)]
-pub(super) struct Relay<'a> {
-    client: &'a mut TcpStream,
-    backend: TcpStream,
+pub(super) struct Relay<'a, C, B> {
+    client: &'a mut C,
+    backend: B,
     revoked: Revoked,
     up: Flow,
     down: Flow,
@@ -62,12 +61,14 @@ pub(super) struct Relay<'a> {
     first_closed: Option<CloseReason>,
     /// Nothing waited in our kernel when the backend's FIN was passed on.
     sent_before_fin: bool,
+    /// The FIN is not passed on yet, as TLS has words to say before.
+    fin_waits: bool,
 }
 
-impl<'a> Relay<'a> {
+impl<'a, C: Side, B: Side> Relay<'a, C, B> {
     pub(super) fn new(
-        client: &'a mut TcpStream,
-        backend: TcpStream,
+        client: &'a mut C,
+        backend: B,
         revoked: Revoked,
         account: &'a mut Account,
         worker: usize,
@@ -83,6 +84,7 @@ impl<'a> Relay<'a> {
             timers: None,
             first_closed: None,
             sent_before_fin: false,
+            fin_waits: false,
         }
     }
 
@@ -97,32 +99,38 @@ impl<'a> Relay<'a> {
         if self.up.has_ended() && self.down.has_ended() {
             return Some(self.first_closed.unwrap_or(CloseReason::BackendClosed));
         }
-        if self.first_closed.is_some() {
-            return None;
-        }
-        let (first, to, broken) = if self.up.has_ended() {
-            (CloseReason::ClientClosed, &mut self.backend, CloseReason::BackendReset)
-        } else if self.down.has_ended() {
-            // Nothing is pending here, so the FIN comes after every byte.
-            self.sent_before_fin = net::is_sent(self.client);
-            (CloseReason::BackendClosed, &mut *self.client, CloseReason::ClientReset)
-        } else {
-            return None;
-        };
-        self.first_closed = Some(first);
-        // Another timeout holds from now on.
-        if let Some(timers) = &mut self.timers {
-            timers.quiet = None;
-        }
-        match Pin::new(to).poll_shutdown(cx) {
-            Poll::Ready(Err(_)) => {
-                if broken == CloseReason::BackendReset {
-                    self.account.shared.hints.give(Hint::BackendReset);
-                }
-                Some(broken)
+        if self.first_closed.is_none() {
+            if self.up.has_ended() {
+                self.first_closed = Some(CloseReason::ClientClosed);
+            } else if self.down.has_ended() {
+                // Nothing is pending here, so the FIN comes after every byte.
+                self.sent_before_fin = is_sent(self.client);
+                self.first_closed = Some(CloseReason::BackendClosed);
+            } else {
+                return None;
             }
-            _ => None,
+            self.fin_waits = true;
+            // Another timeout holds from now on.
+            if let Some(timers) = &mut self.timers {
+                timers.quiet = None;
+            }
         }
+        if !self.fin_waits {
+            return None;
+        }
+        let (passed, broken) = if self.first_closed == Some(CloseReason::ClientClosed) {
+            (Pin::new(&mut self.backend).poll_shutdown(cx), CloseReason::BackendReset)
+        } else {
+            (Pin::new(&mut *self.client).poll_shutdown(cx), CloseReason::ClientReset)
+        };
+        self.fin_waits = passed.is_pending();
+        if matches!(passed, Poll::Ready(Err(_))) {
+            if broken == CloseReason::BackendReset {
+                self.account.shared.hints.give(Hint::BackendReset);
+            }
+            return Some(broken);
+        }
+        None
     }
 
     /// Whether nothing has moved for as long as the listener allows. If not, looks again in time.
@@ -169,18 +177,18 @@ impl<'a> Relay<'a> {
     pub(super) async fn reset_and_deliver(mut self) {
         let deadline = Instant::now() + DELIVERY;
         if !self.down.has_ended() {
-            let salvaged = self.down.salvage(&self.backend);
+            let salvaged = self.down.salvage(&mut self.backend);
             self.count(Moved { up: 0, down: salvaged });
         }
         // At once, also for a slow client: the backend may not execute what our kernel still holds.
-        net::reset(self.backend);
+        self.backend.reset();
         if !self.down.is_empty() {
             // A client that is gone, or too slow, loses what is left.
             let delivered = poll_fn(|cx| self.down.poll_kept(cx, self.client));
             let _ = timeout_at(deadline, delivered).await;
         }
         if !self.down.has_ended() {
-            while !net::is_sent(self.client) && Instant::now() < deadline {
+            while !is_sent(self.client) && Instant::now() < deadline {
                 sleep(DELIVERY_LOOK).await;
             }
         } else if !self.sent_before_fin {
@@ -193,13 +201,18 @@ impl<'a> Relay<'a> {
 
     /// Resets the backend at once, for a client that is gone.
     pub(super) fn reset(self) {
-        net::reset(self.backend);
+        self.backend.reset();
     }
+}
+
+/// Whether our kernel has sent the client everything.
+fn is_sent(client: &impl Side) -> bool {
+    client.socket().is_none_or(net::is_sent)
 }
 
 /// Moves bytes, and counts them, until both sides have closed, one has broken, or the lease is
 /// revoked. Tells which was first.
-impl Future for Relay<'_> {
+impl<C: Side, B: Side> Future for Relay<'_, C, B> {
     type Output = CloseReason;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CloseReason> {
@@ -209,7 +222,9 @@ impl Future for Relay<'_> {
         }
         let mut turn = Moved::default();
         let up = if this.is_confirmed(cx) {
-            this.up.poll(cx, this.client, &mut this.backend, &mut turn.up, |_| ())
+            let hides_tls = this.account.shared.expects_plain && this.account.moved.up == 0;
+            let look = |bytes: &[u8]| !(hides_tls && is_hello(bytes));
+            this.up.poll(cx, this.client, &mut this.backend, &mut turn.up, look)
         } else {
             Poll::Pending
         };
@@ -217,6 +232,7 @@ impl Future for Relay<'_> {
             if bytes.starts_with(READ_ONLY) {
                 this.account.shared.hints.give(Hint::ReadOnly);
             }
+            true
         };
         let down = this.down.poll(cx, &mut this.backend, this.client, &mut turn.down, hint);
         this.count(turn);
@@ -227,6 +243,10 @@ impl Future for Relay<'_> {
             this.up.turn_around();
         }
         match (&up, &down) {
+            (Poll::Ready(Err(Broken::Refused)), _) => {
+                this.account.tell_tls_on_plain();
+                return Poll::Ready(CloseReason::TlsOnPlain);
+            }
             (Poll::Ready(Err(Broken::Sender)), _) | (_, Poll::Ready(Err(Broken::Receiver))) => {
                 return Poll::Ready(CloseReason::ClientReset);
             }

@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     io,
-    net::TcpStream as StdTcpStream,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
@@ -19,10 +18,21 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{gate::Gate, hold::Returns, relay::Relay, spare::Spares, worker::Load};
+use super::{
+    gate::Gate,
+    handshake::{Handshake, Log},
+    hold::Returns,
+    reach::Reach,
+    relay::Relay,
+    spare::Spares,
+    worker::Load,
+};
 use crate::{
     metrics::{CloseReason, ListenerMetrics, Moved},
-    net::{self, Peer, Tuning},
+    net::{
+        self, Peer,
+        tls::{Detached, Stream},
+    },
     topology::{Admission, Hint, Hints, Hold, Revoked, Served, Timeouts, View},
 };
 
@@ -48,8 +58,14 @@ pub struct Shared {
     pub view: watch::Receiver<Arc<View>>,
     /// For the connection to the backend.
     pub connect_timeout: Duration,
-    /// How it is treated.
-    pub tuning: Tuning,
+    /// How that is made.
+    pub reach: Reach,
+    /// How clients shake hands, where they have to.
+    pub handshake: Option<Handshake>,
+    /// A client that speaks TLS is wrong here.
+    pub expects_plain: bool,
+    /// Lines about clients that are not understood.
+    pub log: Log,
     /// A lease that rests on older checks passes nothing on.
     pub lease_patience: Duration,
     /// Connections that wait for clients.
@@ -72,15 +88,27 @@ pub struct Shared {
     pub connect_failures: HashMap<Arc<str>, IntCounter>,
 }
 
+impl Shared {
+    /// Whether a session may have TLS on a side, and so not be spliced.
+    fn has_tls(&self) -> bool {
+        self.handshake.is_some() || self.reach.tls.is_some()
+    }
+
+    /// Whether what rolegate itself says would be understood.
+    pub(super) fn may_tell(&self) -> bool {
+        self.handshake.is_some() || self.expects_plain
+    }
+}
+
 /// An accepted client, on the worker that runs it.
 #[derive(Debug)]
-pub(super) struct Session<S = TcpStream> {
+pub(super) struct Session<S = Stream> {
     client: S,
     account: Account,
 }
 
 /// A client that no worker runs: it waits, or is on its way to a worker.
-pub(super) type Parked = Session<StdTcpStream>;
+pub(super) type Parked = Session<Detached>;
 
 impl Session {
     /// Counts the client from now on, wherever it waits. `None` if it may not come in, which resets
@@ -115,7 +143,7 @@ impl Session {
             // Unless something better is known when it is dropped.
             reason: CloseReason::Shutdown,
         };
-        Some(Self { client, account })
+        Some(Self { client: Stream::Plain(client), account })
     }
 
     /// The place of its listener.
@@ -126,7 +154,7 @@ impl Session {
     /// Leaves the worker. `None` if the system does not let it go, which closes it.
     pub(super) fn park(self) -> Option<Parked> {
         let Self { client, account } = self;
-        match client.into_std() {
+        match client.detach() {
             Ok(client) => Some(Session { client, account }),
             Err(_) => {
                 account.close(CloseReason::NoResources);
@@ -148,31 +176,38 @@ impl Session {
     pub(super) fn run(mut self, load: Load) -> impl Future<Output = ()> + Send {
         // What few sessions need, or none for long, is boxed: an idle one pays for what is not.
         async move {
+            if self.account.shared.has_tls() {
+                return Box::pin(self.run_over_tls(load)).await;
+            }
             if let Some(reason) = self.account.dismissed {
                 Box::pin(self.account.tell_why(&mut self.client)).await;
                 return self.account.close(reason);
             }
             let (backend, revoked) = match Box::pin(self.account.connect(load.worker())).await {
-                Ok(Some(connected)) => connected,
+                Ok(Some((Stream::Plain(backend), revoked))) => (backend, revoked),
+                Ok(Some((Stream::Tls(_), _))) => return self.account.close(CloseReason::Internal),
                 Ok(None) => return self.hold(),
                 Err(reason) => {
-                    net::reset(self.client);
+                    self.client.reset();
                     return self.account.close(reason);
                 }
             };
-            let (client, account) = (&mut self.client, &mut self.account);
+            let Stream::Plain(client) = &mut self.client else {
+                return self.account.close(CloseReason::Internal);
+            };
+            let account = &mut self.account;
             let mut relay = Relay::new(client, backend, revoked, account, load.worker());
             let reason = (&mut relay).await;
-            match reason {
-                CloseReason::Revoked | CloseReason::BackendReset => {
+            match after(reason) {
+                After::Deliver => {
                     Box::pin(relay.reset_and_deliver()).await;
-                    net::reset(self.client);
+                    self.client.reset();
                 }
-                CloseReason::ClientReset => {
+                After::Reset => {
                     relay.reset();
-                    net::reset(self.client);
+                    self.client.reset();
                 }
-                _ => {
+                After::Close => {
                     drop(relay);
                     drop(self.client);
                 }
@@ -181,13 +216,79 @@ impl Session {
             drop(load);
         }
     }
+
+    /// The same where TLS is spoken on a side or on both.
+    async fn run_over_tls(self, load: Load) {
+        let Self { client, account } = self;
+        let client = match (client, &account.shared.handshake) {
+            // One that has waited after its handshake has done with it.
+            (Stream::Plain(socket), Some(handshake)) => {
+                match handshake.take(socket, account.peer, &account.shared.log).await {
+                    Ok(client) => client,
+                    Err(reason) => return account.close(reason),
+                }
+            }
+            (client, _) => client,
+        };
+        let mut session = Self { client, account };
+        if let Some(reason) = session.account.dismissed {
+            session.account.tell_why(&mut session.client).await;
+            return session.account.close(reason);
+        }
+        let (backend, revoked) = match session.account.connect(load.worker()).await {
+            Ok(Some(connected)) => connected,
+            Ok(None) => return session.hold(),
+            Err(reason) => {
+                session.client.reset();
+                return session.account.close(reason);
+            }
+        };
+        let Self { client, account } = &mut session;
+        let mut relay = Relay::new(client, backend, revoked, account, load.worker());
+        let reason = (&mut relay).await;
+        match after(reason) {
+            After::Deliver => {
+                relay.reset_and_deliver().await;
+                session.client.reset();
+            }
+            After::Reset => {
+                relay.reset();
+                session.client.reset();
+            }
+            After::Close => {
+                drop(relay);
+                // TLS has its own word for the end, without which a client takes it for a fault.
+                let _ = timeout(FAREWELL, session.client.finish()).await;
+                drop(session.client);
+            }
+        }
+        session.account.close(reason);
+    }
+}
+
+/// What is left to do for the two sides of a session.
+enum After {
+    /// Reset the backend, deliver what has come from it, reset the client.
+    Deliver,
+    /// Reset both.
+    Reset,
+    /// Both have closed.
+    Close,
+}
+
+fn after(reason: CloseReason) -> After {
+    match reason {
+        CloseReason::Revoked | CloseReason::BackendReset => After::Deliver,
+        CloseReason::ClientReset | CloseReason::TlsOnPlain => After::Reset,
+        _ => After::Close,
+    }
 }
 
 impl Parked {
     /// Goes on, on the worker that runs here. `None` if the system does not let it, which closes it.
     pub(super) fn resume(self) -> Option<Session> {
         let Self { client, account } = self;
-        match TcpStream::from_std(client) {
+        match client.attach() {
             Ok(client) => Some(Session { client, account }),
             Err(_) => {
                 account.close(CloseReason::NoResources);
@@ -270,10 +371,7 @@ pub(super) struct Account {
 impl Account {
     /// Connects to the backend that is served now. Should its lease go meanwhile, starts over with
     /// what the new View says; `None` if that serves nobody.
-    async fn connect(
-        &mut self,
-        worker: usize,
-    ) -> Result<Option<(TcpStream, Revoked)>, CloseReason> {
+    async fn connect(&mut self, worker: usize) -> Result<Option<(Stream, Revoked)>, CloseReason> {
         let deadline = Instant::now() + self.shared.connect_timeout;
         // A crowd overflows the backend's queue, which drops what comes, and the system asks again
         // only after a second. So do not rely on one attempt alone.
@@ -293,7 +391,7 @@ impl Account {
             let connected = select! {
                 biased;
                 () = &mut revoked => continue,
-                connected = timeout_at(end, net::connect(&served.address, &self.shared.tuning)) => connected,
+                connected = timeout_at(end, self.shared.reach.connect(served)) => connected,
             };
             // The lease may have gone in the very moment of success.
             if served.lease.is_revoked() {
@@ -325,7 +423,7 @@ impl Account {
 
     /// Sends the RESP error that drivers understand, and waits a little until the client has it: a
     /// close with unread input would discard it.
-    async fn tell_why(&self, client: &mut TcpStream) {
+    async fn tell_why(&self, client: &mut Stream) {
         let reason = match self.shared.view.borrow().verdict.reason() {
             Some(reason) => reason.to_string(),
             None => "its master was not to be reached".to_owned(),
@@ -341,6 +439,12 @@ impl Account {
         };
         // One that neither reads nor closes gets no more than this.
         let _ = timeout(FAREWELL, tell).await;
+    }
+
+    /// Lets the log tell of a client that speaks TLS where nobody does.
+    pub(super) fn tell_tls_on_plain(&self) {
+        let words = "it begins with a TLS handshake";
+        self.shared.log.failed(self.peer, CloseReason::TlsOnPlain, words);
     }
 
     fn leave_hold(&mut self) {

@@ -11,15 +11,15 @@ use std::{
 
 use prometheus::IntGauge;
 use tokio::{
-    net::TcpStream,
     select,
     sync::{Notify, watch},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
+use super::reach::Reach;
 use crate::{
-    net::{self, Tuning},
+    net::tls::Stream,
     topology::{Lease, Served, View},
 };
 
@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Spares {
     view: watch::Receiver<Arc<View>>,
     connect_timeout: Duration,
-    tuning: Tuning,
+    reach: Reach,
     /// By worker, each of which has its own.
     shelves: Vec<Shelf>,
     /// How many wait now.
@@ -61,7 +61,7 @@ struct Shelf {
 
 #[derive(Debug)]
 struct Spare {
-    backend: TcpStream,
+    backend: Stream,
     lease: Lease,
     since: Instant,
 }
@@ -73,7 +73,7 @@ impl Spares {
         workers: usize,
         view: watch::Receiver<Arc<View>>,
         connect_timeout: Duration,
-        tuning: Tuning,
+        reach: Reach,
         ready: IntGauge,
     ) -> Self {
         let shelf = |worker| Shelf {
@@ -84,7 +84,7 @@ impl Spares {
         };
         let shelves = (0..workers).map(shelf).collect();
         let stop = CancellationToken::new();
-        Self { view, connect_timeout, tuning, shelves, ready, stop }
+        Self { view, connect_timeout, reach, shelves, ready, stop }
     }
 
     /// Gives up those that wait, and makes no more.
@@ -94,16 +94,16 @@ impl Spares {
 
     /// One that was made under this lease and still is as the backend left it; `None` if there is
     /// none.
-    pub(super) fn take(&self, worker: usize, lease: &Lease) -> Option<TcpStream> {
+    pub(super) fn take(&self, worker: usize, lease: &Lease) -> Option<Stream> {
         let shelf = &self.shelves[worker];
         if shelf.size == 0 {
             return None;
         }
         let mut spares = shelf.lock();
-        while let Some(spare) = spares.pop_front() {
+        while let Some(mut spare) = spares.pop_front() {
             self.ready.dec();
             shelf.taken.notify_one();
-            if !net::is_untouched(&spare.backend) {
+            if !spare.backend.is_untouched() {
                 shelf.found_closed.store(true, Ordering::Relaxed);
             } else if spare.lease.is(lease) {
                 return Some(spare.backend);
@@ -151,13 +151,13 @@ impl Spares {
     async fn fill(&self, shelf: &Shelf, served: &Served) {
         loop {
             self.discard(shelf, |spare| spare.since.elapsed() >= MAX_AGE);
-            let closed = self.discard(shelf, |spare| !net::is_untouched(&spare.backend));
+            let closed = self.discard(shelf, |spare| !spare.backend.is_untouched());
             if shelf.found_closed.swap(false, Ordering::Relaxed) || closed > 0 {
                 sleep(PAUSE).await;
                 continue;
             }
             if shelf.size > shelf.lock().len() {
-                let connecting = net::connect(&served.address, &self.tuning);
+                let connecting = self.reach.connect(served);
                 match timeout(self.connect_timeout, connecting).await {
                     Ok(Ok(backend)) => {
                         let (lease, since) = (served.lease.clone(), Instant::now());
@@ -173,10 +173,10 @@ impl Spares {
     }
 
     /// Tells how many there were.
-    fn discard(&self, shelf: &Shelf, is_useless: impl Fn(&Spare) -> bool) -> i64 {
+    fn discard(&self, shelf: &Shelf, is_useless: impl Fn(&mut Spare) -> bool) -> i64 {
         let mut spares = shelf.lock();
         let before = spares.len();
-        spares.retain(|spare| !is_useless(spare));
+        spares.retain_mut(|spare| !is_useless(spare));
         let count = i64::try_from(before - spares.len()).unwrap_or(i64::MAX);
         self.ready.sub(count);
         count

@@ -88,6 +88,20 @@ pub enum Failure {
     Timeout,
     /// The backend closed or reset the connection before it had answered.
     Cut,
+    /// TLS is configured, and the backend speaks plain text.
+    TlsPlain,
+    /// TLS is not configured, and the backend speaks it.
+    TlsWanted,
+    /// Nobody who is trusted has signed the backend's certificate.
+    TlsUntrusted,
+    /// The backend's certificate names another.
+    TlsName,
+    /// The backend's certificate has expired, or is not valid yet.
+    TlsExpired,
+    /// The backend wants a client certificate, or another one.
+    TlsClientCert,
+    /// The TLS handshake failed for another reason.
+    Tls,
     /// `-LOADING`: the dataset is being read.
     Loading,
     /// `-BUSY`: a script runs, and this connection had no answer before it.
@@ -116,13 +130,20 @@ pub enum Failure {
 
 impl Failure {
     /// Every failure.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 25] = [
         Self::Refused,
         Self::Unreachable,
         Self::Unresolved,
         Self::NoResources,
         Self::Timeout,
         Self::Cut,
+        Self::TlsPlain,
+        Self::TlsWanted,
+        Self::TlsUntrusted,
+        Self::TlsName,
+        Self::TlsExpired,
+        Self::TlsClientCert,
+        Self::Tls,
         Self::Loading,
         Self::Busy,
         Self::MasterDown,
@@ -146,6 +167,13 @@ impl Failure {
             Self::NoResources => "no_resources",
             Self::Timeout => "timeout",
             Self::Cut => "cut",
+            Self::TlsPlain => "tls_plain",
+            Self::TlsWanted => "tls_wanted",
+            Self::TlsUntrusted => "tls_untrusted",
+            Self::TlsName => "tls_name",
+            Self::TlsExpired => "tls_expired",
+            Self::TlsClientCert => "tls_client_cert",
+            Self::Tls => "tls",
             Self::Loading => "loading",
             Self::Busy => "busy",
             Self::MasterDown => "masterdown",
@@ -161,10 +189,20 @@ impl Failure {
         }
     }
 
-    /// Whether the backend refused the login, or what the login may do: it answers, and tells nothing
-    /// of its role.
+    /// Whether the backend refused the login, or what the login may do, or the two do not agree about
+    /// their certificates: it answers, and tells nothing of its role.
     pub fn is_login(self) -> bool {
-        matches!(self, Self::NoAuth | Self::WrongPass | Self::AuthNotSet | Self::NoPerm)
+        matches!(
+            self,
+            Self::NoAuth
+                | Self::WrongPass
+                | Self::AuthNotSet
+                | Self::NoPerm
+                | Self::TlsUntrusted
+                | Self::TlsName
+                | Self::TlsExpired
+                | Self::TlsClientCert
+        )
     }
 
     /// Whose side it is and what to do, for a log line.
@@ -178,6 +216,23 @@ impl Failure {
             }
             Self::Timeout => "the backend is silent: hung, stopped, overloaded or cut off",
             Self::Cut => "the backend closed the connection before it answered",
+            Self::TlsPlain => "the backend speaks plain text: name its TLS port, or remove tls",
+            Self::TlsWanted => {
+                "the backend speaks TLS: set tls in the pool, or name its plain port"
+            }
+            Self::TlsUntrusted => {
+                "nobody trusted has signed the backend's certificate: check tls.ca in the pool"
+            }
+            Self::TlsName => {
+                "the backend's certificate names another: set tls.server_name, or renew it"
+            }
+            Self::TlsExpired => {
+                "the backend's certificate is not valid now: renew it, or the clock is off"
+            }
+            Self::TlsClientCert => {
+                "the backend wants a client certificate that it knows: set tls.certificate and tls.key"
+            }
+            Self::Tls => "the TLS handshake with the backend failed: see the words with it",
             Self::Loading => "the backend is reading its dataset; it answers when that is done",
             Self::Busy => "the backend runs a long script; it answers when that is done",
             Self::MasterDown => "a replica without its master that may not serve stale data",

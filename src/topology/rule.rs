@@ -70,7 +70,7 @@ pub enum Rule {
     OnlyMaster,
     /// Serve: the incumbent, although others say that they are its heirs.
     Kept,
-    /// Serve: the incumbent, although all backends refuse the login of checks.
+    /// Serve: the incumbent, although no check is let in, by its login or for a certificate.
     FailStatic,
     /// Hold: the Sentinels are promoting a replica.
     FailoverBegun,
@@ -216,7 +216,7 @@ impl Rule {
             }
             Self::Kept => format!("the master stays, as nothing explains why {names} left it"),
             Self::FailStatic => {
-                "the master stays, as the backends refuse the login of checks, which tells nothing of roles".into()
+                "the master stays, as checks are not let in (login or certificates), which tells nothing of roles".into()
             }
             Self::FailoverBegun => format!("the Sentinels are promoting {names}"),
             Self::UnexplainedHeir => {
@@ -258,8 +258,8 @@ impl Rule {
     pub fn advice(self) -> Option<&'static str> {
         Some(match self.kind() {
             _ if self == Self::FailStatic => {
-                "give the pool a password that the backends take, and the ACL rules +ping +info: until \
-                 then no failover is noticed"
+                "give the pool a password that the backends take, and the ACL rules +ping +info, or \
+                 certificates that fit (see the reasons of the checks): until then no failover is noticed"
             }
             VerdictKind::Serve | VerdictKind::Hold => return None,
             VerdictKind::Refuse => match self {

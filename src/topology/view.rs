@@ -125,6 +125,8 @@ pub struct Served {
     pub backend: Arc<str>,
     /// The address that passed the check.
     pub address: Address,
+    /// The host of the config, which its certificate names where it speaks TLS; empty for a unix socket.
+    pub host: Arc<str>,
     /// Why it was chosen.
     pub reason: Reason,
     /// Revoked when this process at this address is no longer the one to serve.

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use tempfile::tempdir;
 
-use crate::support::{check_config, write_config};
+use crate::support::{Authority, check_config, write_config};
 
 const GOOD: &str = "listeners:\n  redis: { bind: 127.0.0.1:6379, pool: main }\npools:\n  main:\n    backends: { a: 127.0.0.1:7001 }\n";
 
@@ -362,6 +362,132 @@ fn good_configs_of_every_kind() {
 }
 
 #[test]
+fn what_is_wrong_with_certificates_is_said_where_they_are_named() {
+    let authority = Authority::new();
+    let (good, other) = (authority.sign(&["a"]), authority.sign(&["a"]));
+    let expired = authority.sign_expired(&["a"]);
+    let show = |path: &Path| path.display().to_string();
+    let (cert, key, other_key) = (show(&good.certificate), show(&good.key), show(&other.key));
+    let (old, old_key, ca) =
+        (show(&expired.certificate), show(&expired.key), show(&authority.ca()));
+    let folder = tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        show(&path)
+    };
+    let encrypted = file(
+        "encrypted",
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\naHVudGVyMg==\n-----END ENCRYPTED PRIVATE KEY-----\n",
+    );
+    let broken = file("broken", "-----BEGIN CERTIFICATE-----\nhunter2=\n");
+    let nonsense =
+        file("nonsense", "-----BEGIN CERTIFICATE-----\naHVudGVyMg==\n-----END CERTIFICATE-----\n");
+    let listener = |tls: &str| GOOD.replace("pool: main", &format!("pool: main, tls: {{ {tls} }}"));
+    let pool = |tls: &str| format!("{GOOD}    tls: {{ {tls} }}\n");
+    let cases = [
+        (listener(""), "2:51: listeners.redis.tls.certificate is missing; it is required"),
+        (
+            listener("certificate: /nonexistent, key: /nonexistent"),
+            "2:66: listeners.redis.tls.certificate names a file that cannot be read: No such file",
+        ),
+        (
+            listener("certificate: /nonexistent, key: /nonexistent"),
+            "2:85: listeners.redis.tls.key names a file that cannot be read: No such file",
+        ),
+        (
+            listener(&format!("certificate: {key}")),
+            "without certificates: found none; allowed is PEM",
+        ),
+        (listener(&format!("certificate: {broken}")), "without certificates: found broken PEM"),
+        (
+            listener(&format!("certificate: {nonsense}")),
+            "without certificates: found one that is broken",
+        ),
+        (
+            listener(&format!("certificate: {cert}")),
+            "tls.certificate names a file without a private key: found none; allowed is PEM, not \
+             encrypted; a key in a file of its own goes under key",
+        ),
+        (
+            listener(&format!("certificate: {cert}, key: {encrypted}")),
+            "tls.key names a file without a private key: found an encrypted one; allowed is PEM",
+        ),
+        (
+            listener(&format!("certificate: {cert}, key: {other_key}")),
+            "tls.key does not fit: found the key of another certificate than",
+        ),
+        (
+            listener(&format!("certificate: {old}, key: {old_key}")),
+            "tls.certificate names a certificate that has expired: found one that was valid until",
+        ),
+        (
+            listener(&format!("certificate: {cert}, key: {key}, client_ca: {key}")),
+            "listeners.redis.tls.client_ca names a file without certificates: found none",
+        ),
+        (
+            listener(&format!("certificate: {cert}, key: {key}, handshake_timeout: 2m")),
+            "tls.handshake_timeout is out of range: found \"2m\"",
+        ),
+        (
+            listener(&format!("cert: {cert}")),
+            "2:53: unknown key in listeners.redis.tls: found \"cert\"",
+        ),
+        (pool("ca: /nonexistent"), "6:16: pools.main.tls.ca names a file that cannot be read"),
+        (
+            pool(&format!("ca: {ca}, insecure: true")),
+            "6:16: pools.main.tls.ca has no use beside insecure",
+        ),
+        (pool(&format!("ca: {ca}, insecure: yes")), "pools.main.tls.insecure is not true or false"),
+        (
+            pool(&format!("ca: {ca}, key: {key}")),
+            "tls.key has no use without pools.main.tls.certificate",
+        ),
+        (
+            pool(&format!("ca: {ca}, certificate: {cert}, key: {other_key}")),
+            "pools.main.tls.key does not fit: found the key of another certificate",
+        ),
+        (
+            pool(&format!("ca: {ca}, certificate: {old}, key: {old_key}")),
+            "pools.main.tls.certificate names a certificate that has expired",
+        ),
+        (
+            pool(&format!("ca: {ca}, server_name: 'not a name'")),
+            "pools.main.tls.server_name is not a name: found \"not a name\"",
+        ),
+        (
+            pool(&format!("ca: {ca}")).replace("127.0.0.1:7001", "redis-:7001"),
+            "6:10: pools.main.tls.server_name is needed: found redis-:7001",
+        ),
+        (
+            format!(
+                "{GOOD}    sentinel: {{ master_name: m, addresses: [a:1], tls: {{ passthrough: true }} }}\n"
+            ),
+            "unknown key in pools.main.sentinel.tls: found \"passthrough\"",
+        ),
+        (
+            listener(&format!("certificate: {cert}, key: {key}"))
+                + &format!("    tls: {{ ca: {ca}, passthrough: true }}\n"),
+            "2:51: listeners.redis.tls is in the way: found it before a pool with tls.passthrough",
+        ),
+    ];
+    for (text, expected) in cases {
+        let (code, words) = check(&text);
+        assert_eq!(code, Some(2), "{text}\n{words}");
+        assert!(words.contains(expected), "{text}\nwants {expected:?}, has:\n{words}");
+        assert!(!words.contains("hunter2") && !words.contains("aHVud"), "{words}");
+    }
+    for text in [
+        listener(&format!("certificate: {cert}, key: {key}, client_ca: {ca}")),
+        pool(&format!("ca: {ca}, certificate: {cert}, key: {key}, server_name: 10.0.0.1")),
+        pool("insecure: true, passthrough: true"),
+        pool(&format!("ca: {ca}")).replace("127.0.0.1:7001", "\"[::1]:7001\""),
+    ] {
+        assert_eq!(check(&text), (Some(0), String::new()), "{text}");
+    }
+}
+
+#[test]
 fn the_shipped_config_and_every_example_are_valid() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = vec![root.join("proxy.yaml")];
@@ -374,7 +500,21 @@ fn the_shipped_config_and_every_example_are_valid() {
         );
     }
     assert!(files.len() > 2, "{files:?}");
+    // The certificates that an example names are elsewhere here than where it is used.
+    let authority = Authority::new();
+    let identity = authority.sign(&["redis.example.com"]);
+    let installed = tempdir().unwrap();
+    for (name, made) in [
+        ("ca.pem", authority.ca()),
+        ("redis.pem", identity.certificate),
+        ("redis.key", identity.key),
+    ] {
+        fs::copy(made, installed.path().join(name)).unwrap();
+    }
     for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let here = installed.path().display().to_string();
+        let (_folder, file) = write_config(&text.replace("/etc/rolegate/tls", &here));
         let output = check_config(&file, &[("REDIS_PASSWORD", "x")]);
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{words}");

@@ -19,6 +19,8 @@ mod preconnect;
 mod reload;
 mod sentinel;
 mod support;
+mod tls;
+mod tls_faults;
 mod traffic;
 mod truth;
 mod unix;

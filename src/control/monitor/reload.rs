@@ -16,6 +16,7 @@ use crate::{
         election::Decision,
         member::Member,
         probe::{Desk, Watch},
+        route::Route,
     },
     topology::{BackendStatus, Reason, Rule, SentinelStatus, State, Verdict, View},
 };
@@ -59,7 +60,9 @@ impl Monitor {
         let to: Vec<_> = old.backends.iter().map(place_of).collect();
         let reached = |check: &Check| (check.timeout, check.resolve);
         let is_way_same = reached(&old.check) == reached(&new.check);
-        let is_probe_same = old.auth == new.auth && is_way_same && old.check.fall == new.check.fall;
+        let is_probe_same = (&old.auth, &old.tls) == (&new.auth, &new.tls)
+            && is_way_same
+            && old.check.fall == new.check.fall;
         let is_council_same = old.sentinel == new.sentinel && is_way_same;
 
         let mut kept: Vec<_> = new.backends.iter().map(|_| None).collect();
@@ -170,7 +173,10 @@ impl Monitor {
             reports: self.reporter.clone(),
             hints: self.hints.clone(),
         };
-        Watch::new(self.probes, &self.config.backends[place], desk)
+        let (address, tls) = (&self.config.backends[place].address, self.config.tls.as_ref());
+        let check = &self.config.check;
+        let route = Route::new(address.clone(), tls, check.timeout, check.resolve);
+        Watch::new(self.probes, route, desk)
     }
 
     /// Hears the Sentinels of the config, and knows the backends by their routes of now.

@@ -4,7 +4,6 @@ use std::sync::{Arc, LazyLock};
 
 use redis::{Pipeline, Value};
 use secrecy::ExposeSecret;
-use tokio::net::TcpStream;
 
 use super::{Answered, Problem};
 use crate::{
@@ -14,6 +13,7 @@ use crate::{
         reply::{self, Info},
         wire::{Line, Questions},
     },
+    net::tls::Stream,
     topology::{Address, Answer, Failure, Role},
 };
 
@@ -42,7 +42,7 @@ pub(in crate::control) struct Examined {
 }
 
 impl Link {
-    pub(super) fn new(stream: TcpStream, address: Address) -> Self {
+    pub(super) fn new(stream: Stream, address: Address) -> Self {
         let line = Line::new(stream, MAX_REPLIES);
         Self { line, address, logged_in: false, proven: None }
     }
@@ -102,7 +102,14 @@ impl Link {
         // Any other refusal can end on this connection as well as on a new one.
         let lost = matches!(
             failure,
-            Some(Failure::Cut | Failure::Denied | Failure::MaxClients | Failure::Protocol)
+            Some(
+                Failure::Cut
+                    | Failure::Denied
+                    | Failure::MaxClients
+                    | Failure::Protocol
+                    | Failure::Tls
+                    | Failure::TlsClientCert
+            )
         );
         ((!lost).then_some(self), result)
     }

@@ -34,27 +34,55 @@ impl Reply {
     }
 }
 
+/// A connection, also one over TLS.
+pub trait Connection: Read + Write + Send {
+    /// Says that nothing more will be sent.
+    fn finish(&mut self);
+}
+
+impl Connection for TcpStream {
+    fn finish(&mut self) {
+        self.shutdown(Shutdown::Write).unwrap();
+    }
+}
+
 /// A connection. Reads fail after [`SOON`].
 pub struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Connection>>,
+    socket: TcpStream,
 }
 
 impl Client {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        Self::new(stream)
+        let socket = TcpStream::connect(address)?;
+        socket.set_nodelay(true)?;
+        Self::new(socket, |socket| Ok(Box::new(socket)))
     }
 
     /// Over a unix socket.
     pub fn connect_unix(path: &Path) -> io::Result<Self> {
-        Self::new(OwnedFd::from(UnixStream::connect(path)?).into())
+        let socket = OwnedFd::from(UnixStream::connect(path)?).into();
+        Self::new(socket, |socket| Ok(Box::new(socket)))
     }
 
-    fn new(stream: TcpStream) -> io::Result<Self> {
-        stream.set_read_timeout(Some(SOON))?;
-        stream.set_write_timeout(Some(SOON))?;
-        Ok(Self { stream: BufReader::new(stream) })
+    /// Connects, and speaks over what this makes of the socket.
+    pub fn over(
+        address: SocketAddr,
+        wrap: impl FnOnce(TcpStream) -> io::Result<Box<dyn Connection>>,
+    ) -> io::Result<Self> {
+        let socket = TcpStream::connect(address)?;
+        socket.set_nodelay(true)?;
+        Self::new(socket, wrap)
+    }
+
+    fn new(
+        socket: TcpStream,
+        wrap: impl FnOnce(TcpStream) -> io::Result<Box<dyn Connection>>,
+    ) -> io::Result<Self> {
+        socket.set_read_timeout(Some(SOON))?;
+        socket.set_write_timeout(Some(SOON))?;
+        let stream = BufReader::new(wrap(socket.try_clone()?)?);
+        Ok(Self { stream, socket })
     }
 
     /// Connects and logs in.
@@ -77,12 +105,13 @@ impl Client {
     }
 
     pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.get_mut().write_all(bytes)
+        self.stream.get_mut().write_all(bytes)?;
+        self.stream.get_mut().flush()
     }
 
     /// Sends the command again and again from another thread, until the connection breaks.
     pub fn flood(&self, command: &[&str]) -> JoinHandle<()> {
-        let mut stream = self.stream.get_ref().try_clone().unwrap();
+        let mut stream = self.socket.try_clone().unwrap();
         let command: Vec<_> = command.iter().map(|word| word.as_bytes()).collect();
         let command = encode(&command);
         thread::spawn(move || while stream.write_all(&command).is_ok() {})
@@ -90,11 +119,11 @@ impl Client {
 
     /// Says that nothing more will be sent; replies can still be read.
     pub fn finish(&mut self) {
-        self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
+        self.stream.get_mut().finish();
     }
 
     pub fn set_read_timeout(&mut self, timeout: Duration) {
-        self.stream.get_ref().set_read_timeout(Some(timeout)).unwrap();
+        self.socket.set_read_timeout(Some(timeout)).unwrap();
     }
 
     /// Reads one reply. `UnexpectedEof` at a FIN, `ConnectionReset` at a RST.

@@ -5,6 +5,7 @@ mod fake;
 pub mod process;
 mod redis;
 mod rolegate;
+mod tls;
 
 use std::{
     net::TcpListener,
@@ -18,6 +19,7 @@ pub use self::{
     fake::{Fake, FakeConnection, INFO_MASTER, bulk, info_master, info_replica},
     redis::{Group, Node, PASSWORD, Sentinels, config, config_of_pools, with_sentinels},
     rolegate::{Rolegate, check_config, write_config},
+    tls::{Authority, Secured, ca_key, identity_keys, with_listener_tls, with_pool_tls},
 };
 
 /// Ample for anything that should happen soon, also on a machine that is busy.

@@ -285,17 +285,31 @@ impl Sentinels {
         more: &[&str],
         password: Option<&'static str>,
     ) -> Self {
-        let monitor = format!("sentinel monitor it 127.0.0.1 {} 2", group.nodes[0].port());
+        Self::start_each(host, group, group.nodes[0].port(), |_| more.to_vec(), password)
+    }
+
+    /// The same with more lines for each, which may differ, and the master at this port.
+    pub fn start_each<L: AsRef<str>>(
+        host: Ipv4Addr,
+        group: &Group,
+        master: u16,
+        more: impl Fn(usize) -> Vec<L>,
+        password: Option<&'static str>,
+    ) -> Self {
+        let monitor = format!("sentinel monitor it 127.0.0.1 {master} 2");
         let auth = format!("sentinel auth-pass it {PASSWORD}");
-        let mut lines = vec![
+        let lines = [
             monitor.as_str(),
             "sentinel down-after-milliseconds it 1000",
             "sentinel failover-timeout it 10000",
             &auth,
         ];
-        lines.extend(more);
-        let start = || Node::start_program("redis-sentinel", host, password, &lines);
-        let nodes: Vec<_> = (0..3).map(|_| start()).collect();
+        let start = |n| {
+            let more = more(n);
+            let lines: Vec<_> = lines.iter().copied().chain(more.iter().map(L::as_ref)).collect();
+            Node::start_program("redis-sentinel", host, password, &lines)
+        };
+        let nodes: Vec<_> = (0..3).map(start).collect();
         for node in &nodes {
             eventually("every Sentinel knows the group", || {
                 let master = node.call(&["SENTINEL", "MASTER", "it"]);

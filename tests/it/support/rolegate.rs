@@ -255,6 +255,20 @@ impl Rolegate {
         })
     }
 
+    /// Sessions that ended for this reason so far.
+    pub fn closed(&self, reason: &str) -> f64 {
+        self.metric(&format!(
+            r#"rolegate_sessions_closed_total{{listener="redis",reason="{reason}"}}"#
+        ))
+    }
+
+    /// Waits until so many sessions have ended for this reason.
+    pub fn wait_closed(&self, reason: &str, count: f64) {
+        eventually(&format!("{count} sessions end with {reason}"), || {
+            (self.closed(reason) == count).then_some(())
+        });
+    }
+
     pub fn wait_no_sessions(&self) {
         eventually("no session is left", || {
             (self.metric(r#"rolegate_listener_sessions{listener="redis"}"#) == 0.0).then_some(())
