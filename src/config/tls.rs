@@ -15,7 +15,7 @@ use rustls::{
 use secrecy::{ExposeSecret, SecretSlice};
 
 use super::{
-    file::Node,
+    file::{Fault, Node},
     read_limited,
     section::{Checker, MS, Section, quoted},
 };
@@ -320,7 +320,8 @@ impl Checker {
         None
     }
 
-    /// One's own certificate that nobody would accept is better found before than by clients.
+    /// Warns of an own certificate that nobody will accept. It is no error: a restart for another
+    /// reason must not fail for it, and take down what does not need it.
     fn validity(&mut self, node: &Node, path: &str, certificate: &CertificateDer<'static>) {
         use rustls::{CertificateError as Wrong, Error::InvalidCertificate};
         let Ok(parsed) = ParsedCertificate::try_from(certificate) else {
@@ -346,7 +347,7 @@ impl Checker {
             ),
             _ => return,
         };
-        self.fault(node.id, message);
+        self.warnings.push(Fault { id: node.id, message });
     }
 
     fn unfit_key(&mut self, key: usize, section: &Section<'_>, error: &rustls::Error) {
