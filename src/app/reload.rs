@@ -2,7 +2,10 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use tokio::{task::spawn_blocking, time::sleep};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::{sleep, timeout},
+};
 use tracing::{Level, error, info, warn};
 
 use super::{AppError, plan::Plan, running::Running};
@@ -11,6 +14,9 @@ use crate::config::{Config, ConfigErrors, SeenFile};
 /// How often to look whether a file with a secret is another than the one that was read.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How long reading may take. On a file system that hangs, a thread waits on.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// The config that runs, and the file from which the next one comes.
 pub(super) struct Reloader {
     file: Arc<Path>,
@@ -18,11 +24,13 @@ pub(super) struct Reloader {
     limit: u64,
     /// The last attempt to renew them failed.
     failing: bool,
+    /// A look at the files that has not ended. There is never a second one.
+    look: Option<JoinHandle<bool>>,
 }
 
 impl Reloader {
     pub(super) fn new(config: Config, file: &Path, limit: u64) -> Self {
-        Self { file: file.into(), config, limit, failing: false }
+        Self { file: file.into(), config, limit, failing: false, look: None }
     }
 
     /// The config that runs.
@@ -62,16 +70,20 @@ impl Reloader {
     }
 
     /// Resolves when a file with a secret is another than the one that was read.
-    pub(super) async fn secrets_changed(&self) {
+    pub(super) async fn secrets_changed(&mut self) {
         loop {
             sleep(LOOK).await;
-            let files = self.config.source.files.clone();
+            let files = &self.config.source.files;
             if files.is_empty() {
                 continue;
             }
-            // On a file system that hangs, one thread waits.
-            let changed = spawn_blocking(move || files.iter().any(SeenFile::has_changed));
-            if changed.await.unwrap_or(false) {
+            let look = self.look.get_or_insert_with(|| {
+                let files = files.clone();
+                spawn_blocking(move || files.iter().any(SeenFile::has_changed))
+            });
+            let changed = look.await;
+            self.look = None;
+            if changed.unwrap_or(false) {
                 return;
             }
         }
@@ -109,10 +121,16 @@ impl Reloader {
         read: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static,
         set_level: impl Fn(Level),
     ) -> Result<Result<String, String>, AppError> {
-        let new = match spawn_blocking(read).await {
-            Ok(Ok(new)) => new,
-            Ok(Err(errors)) => return Ok(Err(errors.to_string())),
-            Err(error) => return Ok(Err(format!("cannot read the config: {error}"))),
+        let new = match timeout(PATIENCE, spawn_blocking(read)).await {
+            Ok(Ok(Ok(new))) => new,
+            Ok(Ok(Err(errors))) => return Ok(Err(errors.to_string())),
+            Err(_) => {
+                let seconds = PATIENCE.as_secs();
+                return Ok(Err(format!(
+                    "the config, or a file that it names, was not read in {seconds} s: does its file system hang?"
+                )));
+            }
+            Ok(Err(error)) => return Ok(Err(format!("cannot read the config: {error}"))),
         };
         let base = &running.base;
         let congestion = base.congestion.clone();

@@ -6,6 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener},
 };
 
+use rustix::process::Signal;
 use tempfile::tempdir;
 
 use crate::support::{
@@ -242,6 +243,31 @@ fn what_only_a_start_can_change_says_so() {
         ["changed congestion, workers: that holds from the next start on"]
     );
     assert!(!rolegate.get("/metrics").1.contains(r#"worker="6""#));
+}
+
+#[test]
+fn a_file_that_hangs_is_given_up() {
+    let node = Node::start(&[]);
+    let base = config(&[node.address()], None);
+    let mut rolegate = Rolegate::start_ready(&base);
+    let folder = tempdir().unwrap();
+    // To open it waits for somebody who writes.
+    let pipe = folder.path().join("password");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    let auth = format!("    auth: {{ password_file: '{}' }}\n    check:", pipe.display());
+    assert!(!rolegate.reload(&base.replace("    check:", &auth)));
+    let error = rolegate.log("cannot reload").pop().unwrap();
+    assert!(error["error"].as_str().unwrap().contains("was not read in 5 s"), "{error}");
+    assert!(lives(&mut rolegate.client()));
+    rolegate.signal(Signal::TERM);
+    assert_eq!(rolegate.wait_exit(), Some(0));
 }
 
 /// A group whose password stands in a file.
