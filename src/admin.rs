@@ -112,14 +112,20 @@ pub async fn run(listener: Accepting, state: Arc<State>, stop: CancellationToken
             Err(error) if net::is_client_gone(&error) => continue,
             Err(error) => {
                 if !failing {
-                    warn!(error = error.to_string(), "cannot accept admin requests");
+                    let error = error.to_string();
+                    let advice =
+                        "raise the limit of open files; /metrics and /ready do not answer now";
+                    warn!(error, advice, "cannot accept admin requests");
                 }
                 failing = true;
                 sleep(net::RESOURCES_PAUSE).await;
                 continue;
             }
         };
-        failing = false;
+        if failing {
+            failing = false;
+            info!("accepts admin requests again");
+        }
         let state = state.clone();
         connections.spawn(async move {
             let service = service_fn(|request: Request<Incoming>| {

@@ -109,7 +109,7 @@ pub async fn run(
     };
 
     for warning in &config.warnings {
-        warn!(warning, "config");
+        warn!(warning, "the config has something that is hardly meant");
     }
     // Everything that can be refused is asked for before anything runs.
     if let Some(name) = &config.congestion {
@@ -120,7 +120,8 @@ pub async fn run(
     let congestion = config.congestion.clone();
     let Inherited { sockets, unusable, predecessor } = inherited;
     for what in unusable {
-        warn!(what, "a descriptor was passed that is no listening socket");
+        let advice = "whoever started this process passed it: a systemd socket unit names ListenStream= alone";
+        warn!(what, advice, "a descriptor was passed that is no listening socket");
     }
     let sockets = plan::adopt(sockets, congestion.as_ref());
     let mut plan = Plan::new(config.clone(), None, sockets, count, limit, congestion.as_ref())?;
@@ -165,7 +166,10 @@ pub async fn run(
                 running.sockets().for_each(|(_, socket)| socket.own());
                 info!("took over from the process before");
             }
-            _ => warn!("the process before does not answer; it may accept clients, too"),
+            _ => {
+                let advice = "if it still runs (see ps), end it with SIGTERM";
+                warn!(advice, "the process before does not answer; it may accept clients, too");
+            }
         }
     }
     let mut reloader = Reloader::new(config, file, limit);
@@ -191,21 +195,28 @@ pub async fn run(
                     supervisor.ready();
                 }
                 Asked::Upgrade if successor.is_some() => {
-                    warn!("a new process is starting already");
+                    let advice = "wait: within 30 s the log says how that went";
+                    warn!(advice, "a new process is starting already");
                 }
                 Asked::Upgrade => match Successor::start(&launch, running.named_sockets()) {
                     Ok(started) => {
                         info!(process = started.process(), "a new process is to take over");
                         successor = Some(started);
                     }
-                    Err(error) => error!(error = error.to_string(), "cannot start a new process"),
+                    Err(error) => {
+                        let error = error.to_string();
+                        let advice = "this process goes on; is its program file in its place and executable?";
+                        error!(error, advice, "cannot start a new process");
+                    }
                 },
             },
             ready = taken_over => if let Some(next) = successor.take() {
                 match ready {
                     Ok(()) => break Cause::Successor(next),
                     Err(why) => {
-                        error!(process = next.process(), why, "not taken over; this process goes on");
+                        let advice = "mend what the new process says above, and send SIGUSR2 again";
+                        let process = next.process();
+                        error!(process, why, advice, "not taken over; this process goes on");
                         next.give_up();
                     }
                 }

@@ -99,12 +99,20 @@ impl Access {
         }
         let requests = std::mem::take(&mut refused.since);
         refused.logged = Some(Instant::now());
-        let why = match denial {
-            Denial::Token => "token",
-            Denial::Remote => "no token_file",
-            Denial::Browser => "browser",
+        let (why, advice) = match denial {
+            Denial::Token => (
+                "token",
+                "its token is missing or not that of admin.token_file; if it was none of you, find out who it was",
+            ),
+            Denial::Remote => {
+                ("no token_file", "give admin a token_file, or bind it to the loopback")
+            }
+            Denial::Browser => (
+                "browser",
+                "it came from a web page, or calls this host by another name than localhost",
+            ),
         };
-        warn!(peer, why, requests, "refused an admin request that would change something");
+        warn!(peer, why, requests, advice, "refused an admin request that would change something");
     }
 }
 

@@ -78,7 +78,9 @@ impl Socket {
             && self.bind != new.bind
             && let Err(error) = file.set_mode(*mode)
         {
-            warn!(address = %self.address, error = error.to_string(), "cannot change bind_mode");
+            let error = error.to_string();
+            let advice = "the file keeps its mode; is it still there, and this user's?";
+            warn!(address = %self.address, error, advice, "cannot change bind_mode");
         }
         self.bind = new.bind.clone();
     }
@@ -175,7 +177,9 @@ pub(super) fn adopt(
         match socket {
             Ok(socket) => Some((name, socket)),
             Err(error) => {
-                warn!(name, error = error.to_string(), "cannot use a socket that was passed");
+                let error = error.to_string();
+                let advice = "it is closed, and the address bound anew";
+                warn!(name, error, advice, "cannot use a socket that was passed");
                 None
             }
         }

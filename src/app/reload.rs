@@ -54,7 +54,7 @@ impl Reloader {
                     info!(change, "reload");
                 }
                 for warning in &self.config.warnings {
-                    warn!(warning, "config");
+                    warn!(warning, "the config has something that is hardly meant");
                 }
                 info!(file = %self.file.display(), "reloaded");
             }
@@ -62,7 +62,8 @@ impl Reloader {
                 for error in errors.lines() {
                     error!(error, "cannot reload");
                 }
-                let advice = "the config that ran before goes on";
+                let advice =
+                    "the config that ran before goes on; mend the errors above and reload again";
                 error!(file = %self.file.display(), advice, "not reloaded");
             }
         }
@@ -106,7 +107,7 @@ impl Reloader {
             // It may be half written. The next look comes soon.
             Err(errors) => {
                 if !self.failing {
-                    let advice = "what was read before goes on";
+                    let advice = "what was read before goes on; mend the file, which is looked at every second";
                     warn!(errors, advice, "cannot take over a file that the config names");
                 }
                 self.failing = true;

@@ -99,7 +99,10 @@ pub(super) async fn stop(
                     tell_stop(signal, config);
                     closing = Some(Box::pin(sleep(Duration::ZERO)));
                 }
-                Asked::Reload | Asked::Upgrade => warn!("this process ends; its config stays"),
+                Asked::Reload | Asked::Upgrade => {
+                    let advice = "send the signal to the process that accepts clients, if there is one";
+                    warn!(advice, "ending: takes neither a reload nor an upgrade");
+                }
             },
             () = supervisor.keep_alive() => {}
             Some(end) = running.ends.join_next() => running.note_end(end)?,

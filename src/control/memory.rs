@@ -184,11 +184,16 @@ impl Saver {
                 let (writer, pool) = (store.clone(), &*store.pool);
                 let saved = spawn_blocking(move || writer.save(&bytes)).await;
                 match saved.unwrap_or_else(|stopped| Err(io::Error::other(stopped))) {
-                    Ok(()) => failing = false,
+                    Ok(()) => {
+                        if failing {
+                            info!(pool, "saves state again");
+                        }
+                        failing = false;
+                    }
                     Err(error) => {
                         if !failing {
                             let (file, error) = (store.file(), error.to_string());
-                            let advice = "after a restart rolegate will know less of this pool";
+                            let advice = "is state_dir writable, and its disk full? a restart now would know less of this pool";
                             warn!(pool, file = %file.display(), error, advice, "cannot save state");
                         }
                         failing = true;

@@ -270,7 +270,9 @@ impl Monitor {
                 if up {
                     info!(pool, sentinel, says, "sentinel");
                 } else {
-                    warn!(pool, sentinel, says, "sentinel is not heard");
+                    let advice = "is it up, reachable, and does it take sentinel.auth? rolegate check --connect \
+                                  tells";
+                    warn!(pool, sentinel, says, advice, "sentinel is not heard");
                 }
                 status.says = says;
                 status.up = up;
@@ -438,7 +440,7 @@ impl Monitor {
         let (pool, now) = (&*self.config.name, Instant::now());
         if decision.rule != Rule::FailStatic {
             if self.told_static.take().is_some() {
-                info!(pool, rule = reason.rule.as_str(), "the login of checks is taken again");
+                info!(pool, rule = reason.rule.as_str(), "checks decide again");
             }
         } else if self.told_static.is_none_or(|told| now - told >= STATIC_GAP) {
             self.told_static = Some(now);

@@ -74,7 +74,9 @@ impl Holds {
         let (ending, end) = oneshot::channel();
         thread::Builder::new().name("rolegate-hold".to_owned()).spawn(move || {
             if let Err(error) = self.run(&workers, &stop) {
-                error!(error = error.to_string(), "cannot let clients wait");
+                let error = error.to_string();
+                let advice = "the process ends; the system is out of memory, or this is a defect of rolegate";
+                error!(error, advice, "cannot let clients wait");
             }
             drop(ending);
         })?;

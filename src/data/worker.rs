@@ -213,7 +213,11 @@ async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken
         match job {
             Some(Job::Accept(listener)) => match listener.register() {
                 Ok(listener) => drop(tasks.spawn(listener.run(here.clone()))),
-                Err(error) => return error!(error = error.to_string(), "cannot wait for clients"),
+                Err(error) => {
+                    let error = error.to_string();
+                    let advice = "the process ends; the system is out of memory or descriptors";
+                    return error!(error, advice, "cannot wait for clients");
+                }
             },
             Some(Job::Keep(spares)) => drop(tasks.spawn(spares.keep(here.worker.number))),
             Some(Job::Serve(session, load)) => resume(session, load),

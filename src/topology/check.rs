@@ -209,13 +209,21 @@ impl Failure {
     pub fn advice(self) -> &'static str {
         match self {
             Self::Refused => "nothing listens on this address: is the backend running?",
-            Self::Unreachable => "the network, or this user, does not reach this address",
+            Self::Unreachable => {
+                "the network, or this user, does not reach this address: check routes, firewalls and \
+                 the mode of a unix socket"
+            }
             Self::Unresolved => "the backend's name does not resolve: check the config and DNS",
             Self::NoResources => {
                 "rolegate itself is out of descriptors, ports or memory: raise its limits"
             }
-            Self::Timeout => "the backend is silent: hung, stopped, overloaded or cut off",
-            Self::Cut => "the backend closed the connection before it answered",
+            Self::Timeout => {
+                "the backend is silent: hung, stopped, in a long script, overloaded or cut off"
+            }
+            Self::Cut => {
+                "the backend closed the connection before it answered: is it stopping, or is that \
+                 something else than Redis?"
+            }
             Self::TlsPlain => "the backend speaks plain text: name its TLS port, or remove tls",
             Self::TlsWanted => {
                 "the backend speaks TLS: set tls in the pool, or name its plain port"
@@ -235,15 +243,26 @@ impl Failure {
             Self::Tls => "the TLS handshake with the backend failed: see the words with it",
             Self::Loading => "the backend is reading its dataset; it answers when that is done",
             Self::Busy => "the backend runs a long script; it answers when that is done",
-            Self::MasterDown => "a replica without its master that may not serve stale data",
+            Self::MasterDown => {
+                "a replica without its master that may not serve stale data: bring its master back"
+            }
             Self::NoAuth => "the backend wants a password: set auth in the pool",
-            Self::WrongPass => "the backend refuses the pool's username or password",
+            Self::WrongPass => {
+                "the backend refuses the pool's username or password: correct auth in the pool"
+            }
             Self::AuthNotSet => "the pool has a password but the backend has none: remove auth",
             Self::NoPerm => "the check's user needs the ACL rules +ping +info",
-            Self::Denied => "the backend is in protected mode and does not serve this host",
-            Self::MaxClients => "the backend has reached its maxclients",
-            Self::ErrorReply => "the backend answered the check with an error",
-            Self::NoRole => "INFO names no role: a Sentinel, or not a Redis data node",
+            Self::Denied => {
+                "the backend is in protected mode and does not serve this host: give it a password"
+            }
+            Self::MaxClients => {
+                "the backend has reached its maxclients: raise that, or look for clients that leak \
+                 connections"
+            }
+            Self::ErrorReply => {
+                "the backend answered the check with an error: see the words with it"
+            }
+            Self::NoRole => "INFO names no role: a Sentinel? name the port of a Redis data node",
             Self::Protocol => "the answer is not what Redis answers: is this a Redis port?",
         }
     }

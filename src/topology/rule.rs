@@ -264,7 +264,10 @@ impl Rule {
             VerdictKind::Serve | VerdictKind::Hold => return None,
             VerdictKind::Refuse => match self {
                 Self::Starting | Self::Removed => return None,
-                Self::NoMaster => "start the master, or promote a replica (REPLICAOF NO ONE)",
+                Self::NoMaster => {
+                    "start the master, or mend what its checks fail for, or promote a replica \
+                     (REPLICAOF NO ONE)"
+                }
                 Self::SameProcess => "name every Redis once in the pool's backends",
                 Self::Conflict | Self::BothFollowed => {
                     "make the wrong ones replicas of the right one (REPLICAOF)"

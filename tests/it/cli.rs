@@ -234,7 +234,7 @@ fn check_connect_names_the_acl_rule_that_is_missing() {
         assert!(code == 1 && found.starts_with("  WRONG ") && found.ends_with(to_do), "{text}");
         assert!(!text.contains(PASSWORD), "{text}");
     };
-    wrong("the backend refuses the pool's username or password");
+    wrong("the backend refuses the pool's username or password: correct auth in the pool");
     set(&format!("on >{PASSWORD} -@all"));
     wrong("to do: ACL SETUSER gate +ping +info");
     set("+ping");

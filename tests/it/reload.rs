@@ -343,7 +343,7 @@ fn a_password_that_is_refused_everywhere_takes_no_data_down() {
 
     fs::write(&file, "another-one").unwrap();
     eventually("checks pass again", || (rule(&rolegate) == "incumbent").then_some(()));
-    rolegate.wait_log("the login of checks is taken again");
+    rolegate.wait_log("checks decide again");
     assert!(lives(&mut client));
     assert_eq!(epoch(&rolegate), old_epoch);
 }

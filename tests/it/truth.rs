@@ -244,6 +244,9 @@ fn a_state_dir_that_cannot_be_written_stops_nothing() {
     let rolegate = Rolegate::start_ready(&format!("{config}state_dir: '{}'\n", file.display()));
     rolegate.wait_log("cannot save state");
     assert_eq!(rolegate.client().call(&["PING"]).unwrap().text(), "PONG");
+    fs::remove_file(&file).unwrap();
+    rolegate.wait_log("saves state again");
+    assert!(file.join("pool-main.json").is_file());
 }
 
 #[test]
