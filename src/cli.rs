@@ -14,7 +14,9 @@ use crate::config::{DEFAULT_FILE, parse_duration};
     after_help = "Exit codes: 0 done, 1 failed (address in use, nobody answers, check --connect found something, …), \
                   2 bad config or usage, 3 status: a listener's pool is not served.\n\
                   Signals: SIGTERM or SIGINT stops after sessions ended or shutdown_timeout; a second one at once.\n\
-                  SIGHUP reads the config again. SIGUSR2 hands over to a new process of the same program file."
+                  SIGHUP reads the config again. SIGUSR2 hands over to a new process of the same program file.\n\
+                  When something is wrong: explain, status, check --connect; docs/when-something-is-wrong.md has every \
+                  log message, reason and metric."
 )]
 pub struct Cli {
     /// The config file

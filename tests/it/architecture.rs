@@ -74,22 +74,27 @@ fn visit(folder: &Path, found: &mut Vec<(String, String)>) {
     }
 }
 
-#[test]
-fn rooms_import_only_what_they_may() {
+/// What ships, file by file: its path in `src` without the ending, and its text without tests.
+pub fn sources() -> Vec<(String, String)> {
     let mut files = Vec::new();
     visit(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
     assert!(files.len() > 15, "{}", files.len());
     // Tests of the election, in files of their own.
     let tests = ["changes", "vectors", "simulation"].map(|test| format!("control/election/{test}"));
-    let ships = |file: &str| file != "lib" && !tests.iter().any(|test| file.starts_with(test));
-    for (file, source) in files.iter().filter(|(file, _)| ships(file)) {
+    files.retain(|(file, _)| !tests.iter().any(|test| file.starts_with(test)));
+    files.into_iter().map(|(file, source)| (file, shipped(&source).to_owned())).collect()
+}
+
+#[test]
+fn rooms_import_only_what_they_may() {
+    for (file, source) in sources().iter().filter(|(file, _)| file != "lib") {
         let inside = |room: &str| file == room || file.starts_with(&format!("{room}/"));
         let (room, allowed) = ROOMS
             .iter()
             .find(|(room, _)| inside(room))
             .unwrap_or_else(|| panic!("no room: {file}"));
         let own = room.split('/').next().unwrap();
-        for import in imports(shipped(source)) {
+        for import in imports(source) {
             let fine = allowed.contains(&import.as_str()) || (import == own && !room.contains('/'));
             assert!(fine, "src/{file}.rs is in the room {room} and imports {import}");
         }

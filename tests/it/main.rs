@@ -9,6 +9,7 @@ mod architecture;
 mod checks;
 mod cli;
 mod config;
+mod docs;
 mod failover;
 mod faults;
 mod hold;
