@@ -191,6 +191,24 @@ fn log_lines_are_found_in_every_shape() {
     assert!(log_lines("info!(a, b)").is_err() && log_lines("trace!(\"a\")").is_err());
 }
 
+#[test]
+fn every_fatal_error_is_on_the_page() {
+    let mut beginnings = BTreeSet::new();
+    for (_, source) in sources().iter().filter(|(file, _)| file == "app" || file == "remote") {
+        for (at, call) in source.match_indices("#[error(") {
+            let text = arguments(&source[at + call.len()..]).remove(0);
+            // Up to what it names.
+            let fixed = text.trim_matches('"').split(['{', ';', ',']).next().unwrap_or_default();
+            beginnings.insert(fixed.trim_end().to_owned());
+        }
+    }
+    // One that only repeats what the process said.
+    beginnings.remove("");
+    assert!(beginnings.len() > 8, "{beginnings:?}");
+    let documented = words_under(&read(PAGE), "Fatal errors");
+    assert_same(&format!("{PAGE}, Fatal errors"), &beginnings, &documented);
+}
+
 /// Every name of a metric in the source.
 fn metrics() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
