@@ -124,7 +124,8 @@ pub async fn run(
         warn!(what, advice, "a descriptor was passed that is no listening socket");
     }
     let sockets = plan::adopt(sockets, congestion.as_ref());
-    let mut plan = Plan::new(config.clone(), None, sockets, count, limit, congestion.as_ref())?;
+    let mut plan =
+        Plan::new(config.clone(), None, Vec::new(), sockets, count, limit, congestion.as_ref())?;
     plan.takes_over = predecessor.is_some();
     warn_of_few(&plan, limit);
     let metrics = Arc::new(Metrics::new(count)?);

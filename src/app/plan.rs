@@ -15,7 +15,9 @@ use crate::{
 /// A config that can be run.
 pub(super) struct Plan {
     pub(super) config: Config,
-    /// For each listener of the config.
+    /// Listeners that take no clients until another reload.
+    pub(super) closed: Vec<Arc<str>>,
+    /// For each listener of the config; none for one that is closed.
     pub(super) sockets: Vec<Vec<Socket>>,
     pub(super) admin: Option<Socket>,
     pub(super) budget: Budget,
@@ -92,11 +94,12 @@ impl Socket {
 }
 
 impl Plan {
-    /// Binds what `running` has not bound yet and nobody has passed. An error leaves everything as it
-    /// was.
+    /// Binds what `running` has not bound yet and nobody has passed, but nothing for listeners that
+    /// are to stay `closed`. An error leaves everything as it was.
     pub(super) fn new(
         config: Config,
         running: Option<&Running>,
+        closed: Vec<Arc<str>>,
         mut inherited: Vec<(String, Listening)>,
         workers: usize,
         limit: u64,
@@ -132,9 +135,9 @@ impl Plan {
         let mut sockets = Vec::new();
         for listener in &config.listeners {
             let key = key(&listener.name);
-            let bound: Result<Vec<_>, _> = (listener.binds.iter())
-                .map(|bind| socket(Some(&listener.name), bind, &key))
-                .collect();
+            let binds = if closed.contains(&listener.name) { &[] } else { &listener.binds[..] };
+            let bound: Result<Vec<_>, _> =
+                (binds.iter()).map(|bind| socket(Some(&listener.name), bind, &key)).collect();
             sockets.push(bound?);
         }
         drop(known);
@@ -143,7 +146,7 @@ impl Plan {
             let advice = "no bind of the config has this address; it is closed";
             warn!(name, address, advice, "a socket was passed that is not used");
         }
-        Ok(Self { config, sockets, admin, budget, takes_over: false })
+        Ok(Self { config, closed, sockets, admin, budget, takes_over: false })
     }
 }
 

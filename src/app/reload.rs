@@ -28,6 +28,11 @@ pub(super) struct Reloader {
     look: Option<JoinHandle<bool>>,
 }
 
+/// What changed, in one text.
+fn told(changes: &[String], between: &str) -> String {
+    if changes.is_empty() { "nothing has changed".to_owned() } else { changes.join(between) }
+}
+
 impl Reloader {
     pub(super) fn new(config: Config, file: &Path, limit: u64) -> Self {
         Self { file: file.into(), config, limit, failing: false, look: None }
@@ -47,7 +52,15 @@ impl Reloader {
     ) -> Result<Result<String, String>, AppError> {
         let file = self.file.clone();
         let read = move || Config::load(&file);
-        let result = self.change(running, read, set_level).await?;
+        let drained = running.drained();
+        let mut result = self.change(running, read, Vec::new(), set_level).await?;
+        if let Ok(changes) = &mut result {
+            let again = |name: &Arc<str>| format!("listener {name}: takes clients again");
+            let config = &self.config.listeners;
+            let opened = drained.iter().filter(|name| config.iter().any(|one| one.name == **name));
+            changes.extend(opened.map(again));
+        }
+        let result = result.map(|changes| told(&changes, "\n"));
         match &result {
             Ok(changes) => {
                 for change in changes.lines() {
@@ -99,9 +112,12 @@ impl Reloader {
     ) -> Result<(), AppError> {
         let (file, text) = (self.file.clone(), self.config.source.text.clone());
         let read = move || Config::parse(&file, &text);
-        match self.change(running, read, set_level).await? {
+        // A drained listener is opened by an order alone.
+        let closed = running.drained();
+        match self.change(running, read, closed, set_level).await? {
             Ok(changes) => {
                 self.failing = false;
+                let changes = told(&changes, "; ");
                 info!(changes, "took over a file that the config names");
             }
             // It may be half written. The next look comes soon.
@@ -120,8 +136,9 @@ impl Reloader {
         &mut self,
         running: &mut Running,
         read: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static,
+        closed: Vec<Arc<str>>,
         set_level: impl Fn(Level),
-    ) -> Result<Result<String, String>, AppError> {
+    ) -> Result<Result<Vec<String>, String>, AppError> {
         let new = match timeout(PATIENCE, spawn_blocking(read)).await {
             Ok(Ok(Ok(new))) => new,
             Ok(Ok(Err(errors))) => return Ok(Err(errors.to_string())),
@@ -138,6 +155,7 @@ impl Reloader {
         let planned = Plan::new(
             new.clone(),
             Some(running),
+            closed,
             Vec::new(),
             base.worker_count,
             self.limit,
@@ -151,9 +169,6 @@ impl Reloader {
         running.apply(plan).await?;
         set_level(new.log.level);
         self.config = new;
-        if changes.is_empty() {
-            return Ok(Ok("nothing has changed".to_owned()));
-        }
-        Ok(Ok(changes.join("\n")))
+        Ok(Ok(changes))
     }
 }

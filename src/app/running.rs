@@ -148,7 +148,7 @@ impl Running {
 
     /// Changes what runs to what the plan says. Nothing of it can be refused any more.
     pub(super) async fn apply(&mut self, plan: Plan) -> Result<(), AppError> {
-        let Plan { config, sockets, admin, budget, takes_over } = plan;
+        let Plan { config, closed, sockets, admin, budget, takes_over } = plan;
         self.base.total.set_max(budget.connections);
 
         let mut old = mem::take(&mut self.pools);
@@ -170,7 +170,10 @@ impl Running {
             .iter()
             .map(|listener| {
                 let pool = &self.pools[listener.pool].config.name;
-                let at = left.iter().position(|old| old.is(&listener.name, pool))?;
+                let stays_closed = closed.contains(&listener.name);
+                let at = left.iter().position(|old| {
+                    old.is(&listener.name, pool) || stays_closed && old.is_drained(&listener.name)
+                })?;
                 Some(left.swap_remove(at))
             })
             .collect();
@@ -329,6 +332,12 @@ impl Running {
         )
     }
 
+    /// The listeners that take no clients any more until a reload.
+    pub(super) fn drained(&self) -> Vec<Arc<str>> {
+        let drained = self.listeners.iter().filter(|listener| listener.is_drained);
+        drained.map(|listener| listener.config.name.clone()).collect()
+    }
+
     /// Closes a listener after the delay, and lets its sessions end within `grace` from then.
     fn retire(&mut self, leaving: Leaving, delay: Duration, pace: Duration, grace: Duration) {
         let Leaving { name, sockets, gate, place } = leaving;
@@ -431,6 +440,11 @@ impl RunningListener {
     /// Whether it goes on as the listener of this name in front of this pool.
     fn is(&self, name: &str, pool: &str) -> bool {
         *self.config.name == *name && *self.pool == *pool && !self.is_drained
+    }
+
+    /// Whether it is the one of this name, and takes no clients any more.
+    fn is_drained(&self, name: &str) -> bool {
+        *self.config.name == *name && self.is_drained
     }
 
     /// What of it is to end.

@@ -395,6 +395,11 @@ fn a_drained_listener_takes_nobody_until_a_reload_opens_it() {
     let base = config(&[node.address()], None)
         .replace("bind: 127.0.0.1:0, pool", &format!("bind: 127.0.0.1:{port}, pool"))
         .replace("pools:", "  other: { bind: 127.0.0.1:0, pool: main }\npools:");
+    let folder = TempDir::new().unwrap();
+    let token = folder.path().join("token");
+    fs::write(&token, "hunter2hunter2hunter2").unwrap();
+    let admin = format!("bind: 127.0.0.1:{}, token_file: '{}'", free_port(), token.display());
+    let base = base.replace(ADMIN, &format!("admin: {{ {admin} }}"));
     let cli = Cli::new(&format!("{base}shutdown_timeout: 1h\n"));
     let rolegate = Rolegate::start_with_file(&cli.file);
     rolegate.wait_ready();
@@ -414,8 +419,14 @@ fn a_drained_listener_takes_nobody_until_a_reload_opens_it() {
     drop(client);
     rolegate.wait_log("listener is drained");
 
+    // A renewed file is no order.
+    fs::write(&token, "hunter3hunter3hunter3").unwrap();
+    rolegate.wait_log("took over a file that the config names");
+    assert_eq!(rolegate.status()["listeners"]["redis"]["drained"], true);
+    assert!(Client::connect(rolegate.address()).is_err());
+
     let (code, words, error) = cli.run(&["reload"]);
-    assert!(code == 0 && words.contains("nothing has changed"), "{words}{error}");
+    assert!(code == 0 && words == "listener redis: takes clients again\n", "{words}{error}");
     rolegate.wait_ready();
     assert!(lives(&mut rolegate.client()) && lives(&mut other));
 }
