@@ -14,7 +14,10 @@ use rolegate::{
 };
 use serde_json::{Value, json};
 
-use crate::architecture::sources;
+use crate::{
+    architecture::sources,
+    support::{Node, Rolegate, config},
+};
 
 const PAGE: &str = "docs/when-something-is-wrong.md";
 
@@ -226,6 +229,12 @@ fn metrics() -> BTreeSet<String> {
 
 #[test]
 fn every_metric_is_in_the_readme_and_on_the_page() {
+    let node = Node::start(&[]);
+    let shown = Rolegate::start_ready(&config(&[node.address()], None)).get("/metrics").1;
+    let families = shown.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    for family in families {
+        assert!(metrics().contains(family), "src does not have the name {family} as it is");
+    }
     for file in ["README.md", PAGE] {
         let documented = words_under(&read(file), "Metrics");
         assert_same(&format!("{file}, Metrics"), &metrics(), &documented);
