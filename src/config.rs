@@ -26,7 +26,7 @@ pub use self::{
     tls::{ListenerTls, PeerTls},
     units::{Bind, Endpoint, HostPort, parse_duration},
 };
-use crate::topology::{Admission, Hold, OnUnexplainedHeir, Role, Timeouts};
+use crate::topology::{Admission, Hold, OnUnexplainedHeir, ProxyProtocol, Role, Timeouts};
 
 /// The file that `rolegate` reads when none is named.
 pub const DEFAULT_FILE: &str = "proxy.yaml";
@@ -140,6 +140,8 @@ pub struct Listener {
     pub hold: Hold,
     /// Who may come in.
     pub admission: Admission,
+    /// Its clients come by way of a load balancer that tells who they are.
+    pub proxy: Option<ProxyProtocol>,
     /// When sessions end on which nothing moves.
     pub timeouts: Timeouts,
     /// Its clients speak TLS.

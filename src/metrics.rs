@@ -144,15 +144,30 @@ pub enum Refusal {
     SourceMaxConnections,
     /// The listener's `allow` and `deny` keep this address out.
     Denied,
+    /// One outside the listener's `trusted` networks, where a PROXY header is required.
+    ProxyUntrusted,
+    /// The client's first bytes are no PROXY header.
+    ProxyMissing,
+    /// The PROXY header cannot be understood.
+    ProxyMalformed,
+    /// The PROXY header is longer than any that is taken.
+    ProxyTooLong,
+    /// The PROXY header did not come in time.
+    ProxyTimeout,
 }
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 9] = [
         Self::MaxConnections,
         Self::ListenerMaxConnections,
         Self::SourceMaxConnections,
         Self::Denied,
+        Self::ProxyUntrusted,
+        Self::ProxyMissing,
+        Self::ProxyMalformed,
+        Self::ProxyTooLong,
+        Self::ProxyTimeout,
     ];
 
     /// The word for it in metrics and logs.
@@ -162,6 +177,11 @@ impl Refusal {
             Self::ListenerMaxConnections => "listener_max_connections",
             Self::SourceMaxConnections => "source_max_connections",
             Self::Denied => "denied",
+            Self::ProxyUntrusted => "proxy_untrusted",
+            Self::ProxyMissing => "proxy_missing",
+            Self::ProxyMalformed => "proxy_malformed",
+            Self::ProxyTooLong => "proxy_too_long",
+            Self::ProxyTimeout => "proxy_timeout",
         }
     }
 
@@ -179,6 +199,21 @@ impl Refusal {
                 "look for a leak at this client, or raise max_connections_per_source"
             }
             Self::Denied => "nothing, or add its network to allow, or take it out of deny",
+            Self::ProxyUntrusted => {
+                "nothing, or add it to trusted if it is a load balancer; clients need another listener"
+            }
+            Self::ProxyMissing => {
+                "let the load balancer send the PROXY header (HAProxy: send-proxy-v2), or remove \
+                 proxy_protocol"
+            }
+            Self::ProxyMalformed => "look at the load balancer: its PROXY header is none of TCP",
+            Self::ProxyTooLong => {
+                "let the load balancer add less to its PROXY header: 107 bytes fit in version 1, 4096 \
+                 in version 2"
+            }
+            Self::ProxyTimeout => {
+                "look at the load balancer and the network, or raise proxy_timeout"
+            }
         }
     }
 }

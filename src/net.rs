@@ -1,5 +1,6 @@
 //! Sockets: how they are opened, tuned and closed, and what their errors mean.
 
+pub mod proxy;
 pub mod tls;
 mod unix;
 

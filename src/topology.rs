@@ -10,7 +10,7 @@ mod view;
 
 pub use self::{
     address::Address,
-    admission::{Admission, Timeouts},
+    admission::{Admission, ProxyProtocol, Timeouts},
     check::{Answer, Failure, Role, State},
     hint::{Hint, Hints},
     rule::{Hold, OnUnexplainedHeir, Reason, Rule, VerdictKind},

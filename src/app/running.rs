@@ -509,6 +509,7 @@ impl Base {
             spares: spares.clone(),
             gate: gate.clone(),
             admission: listener.admission.clone(),
+            proxy: listener.proxy.clone(),
             timeouts: listener.timeouts,
             hold: listener.hold,
             returns: self.returns.clone(),

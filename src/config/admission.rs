@@ -5,10 +5,14 @@ use std::{net::IpAddr, slice, time::Duration};
 use ipnet::IpNet;
 
 use super::{
+    Bind,
     file::{Node, Value},
-    section::{Checker, HOUR, Section, found},
+    section::{Checker, HOUR, MS, Section, found},
 };
-use crate::topology::{Admission, Timeouts};
+use crate::topology::{Admission, ProxyProtocol, Timeouts};
+
+/// A load balancer sends its header with the first packet.
+const PROXY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Clients rarely half-close, and those that do have little to wait for: Redis closes as well.
 const HALF_CLOSE: Duration = Duration::from_secs(60);
@@ -30,6 +34,63 @@ impl Checker {
             idle: self.duration(listener, "idle_timeout", Duration::ZERO, range()),
             half_close: self.duration(listener, "half_close_timeout", HALF_CLOSE, range()),
         }
+    }
+
+    /// `proxy_protocol`, and what has a meaning beside it alone.
+    pub(super) fn proxy_protocol(
+        &mut self,
+        listener: &Section<'_>,
+        binds: &[Bind],
+    ) -> Option<ProxyProtocol> {
+        let choices = [("required", true), ("off", false)];
+        let path = listener.at("proxy_protocol");
+        let is_required = listener
+            .get("proxy_protocol")
+            .map_or(Some(false), |node| self.choice(node, &path, &choices))?;
+        let proxy = ProxyProtocol {
+            trusted: self.networks(listener, "trusted"),
+            timeout: self.duration(
+                listener,
+                "proxy_timeout",
+                PROXY_TIMEOUT,
+                MS..=Duration::from_secs(60),
+            ),
+        };
+        if !is_required {
+            for key in ["trusted", "proxy_timeout"] {
+                if let Some(node) = listener.get(key) {
+                    let message = format!(
+                        "{} has no use: found no proxy_protocol: required beside it; add that, or \
+                         leave it out",
+                        listener.at(key)
+                    );
+                    self.fault(node.id, message);
+                }
+            }
+            return None;
+        }
+        let has_tcp = binds.iter().any(|bind| !matches!(bind, Bind::Unix { .. }));
+        match listener.get("trusted") {
+            None if has_tcp => {
+                let message = format!(
+                    "{} is missing; beside proxy_protocol it is required: name the networks of your \
+                     load balancers, as whoever else may send the header can claim any address",
+                    listener.at("trusted")
+                );
+                self.fault(listener.id, message);
+            }
+            Some(node) if !has_tcp && !binds.is_empty() => {
+                let message = format!(
+                    "{} has no use: found only unix sockets in {}, where the mode of the file says \
+                     who may connect; leave it out",
+                    listener.at("trusted"),
+                    listener.at("bind")
+                );
+                self.fault(node.id, message);
+            }
+            _ => {}
+        }
+        Some(proxy)
     }
 
     /// A list of networks, or one.

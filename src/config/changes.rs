@@ -71,7 +71,7 @@ impl Config {
 impl Listener {
     fn differing(&self, new: &Self, is_pool_same: bool) -> String {
         // Named one by one, so that a new field is not forgotten here.
-        let Self { name: _, binds, pool: _, role, hold, tls, admission, timeouts } = self;
+        let Self { name: _, binds, pool: _, role, hold, tls, admission, proxy, timeouts } = self;
         differing(&[
             ("bind", *binds == new.binds),
             ("pool", is_pool_same),
@@ -79,6 +79,7 @@ impl Listener {
             ("hold", *hold == new.hold),
             ("tls", *tls == new.tls),
             ("limits", *admission == new.admission),
+            ("proxy_protocol", *proxy == new.proxy),
             ("timeouts", *timeouts == new.timeouts),
         ])
     }

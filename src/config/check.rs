@@ -123,6 +123,9 @@ impl Checker {
             "accept_rate",
             "allow",
             "deny",
+            "proxy_protocol",
+            "trusted",
+            "proxy_timeout",
             "idle_timeout",
             "half_close_timeout",
         ];
@@ -151,6 +154,7 @@ impl Checker {
             });
             let hold = self.hold(section.get("hold"), &section.at("hold"));
             let (admission, timeouts) = (self.admission(&section), self.timeouts(&section));
+            let proxy = self.proxy_protocol(&section, &binds);
             let passes = pool.and_then(|pool| pools[pool].tls.as_ref());
             let tls = match section.get("tls") {
                 Some(node) if passes.is_some_and(|tls| tls.passthrough) => {
@@ -174,6 +178,7 @@ impl Checker {
                     hold,
                     tls,
                     admission,
+                    proxy,
                     timeouts,
                 });
             }

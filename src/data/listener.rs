@@ -69,13 +69,8 @@ impl Listener<Accepting> {
                             failing = false;
                             info!(listener = &*shared.listener, "accepts clients again");
                         }
-                        let Some(session) = Session::admit(client, peer, &shared) else {
-                            continue;
-                        };
-                        if shared.view.borrow().verdict.served().is_some() {
-                            here.take(session);
-                        } else {
-                            session.hold();
+                        if let Some(session) = Session::enter(client, peer, &shared) {
+                            here.welcome(session);
                         }
                     }
                     Err(error) if net::is_client_gone(&error) => {}

@@ -1,8 +1,10 @@
 //! One client, from its first byte to its last: find the served backend, connect, relay, account.
 
+mod account;
+mod origin;
+
 use std::{
     collections::HashMap,
-    io,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
@@ -10,14 +12,12 @@ use std::{
 
 use prometheus::IntCounter;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    select,
     sync::watch,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, timeout},
 };
-use tracing::debug;
 
+pub(super) use self::account::Account;
 use super::{
     gate::Gate,
     handshake::{Handshake, Log},
@@ -28,19 +28,13 @@ use super::{
     worker::Load,
 };
 use crate::{
-    metrics::{CloseReason, ListenerMetrics, Moved},
+    metrics::{CloseReason, ListenerMetrics, Moved, Refusal},
     net::{
         self, Peer,
         tls::{Detached, Stream},
     },
-    topology::{Admission, Hint, Hints, Hold, Revoked, Served, Timeouts, View},
+    topology::{Admission, Hints, Hold, ProxyProtocol, Timeouts, View},
 };
-
-/// The share of the connect_timeout that the first attempt has; each one after has twice as much.
-const FIRST_ATTEMPT: u32 = 8;
-
-/// Before a backend is tried again that refused.
-const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 
 /// For the last words to a client that gets no backend.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -74,6 +68,8 @@ pub struct Shared {
     pub gate: Arc<Gate>,
     /// Who may come in.
     pub admission: Admission,
+    /// Whether its clients come by way of a load balancer that tells who they are.
+    pub proxy: Option<ProxyProtocol>,
     /// When a session ends on which nothing moves.
     pub timeouts: Timeouts,
     /// What becomes of clients while no backend is served.
@@ -111,25 +107,21 @@ pub(super) struct Session<S = Stream> {
 pub(super) type Parked = Session<Detached>;
 
 impl Session {
-    /// Counts the client from now on, wherever it waits. `None` if it may not come in, which resets
+    /// Takes a place for the client, wherever it waits from now on. `None` if there is none, which resets
     /// it.
-    pub(super) fn admit(client: TcpStream, peer: Peer, shared: &Arc<Shared>) -> Option<Self> {
-        let (gate, rules) = (&shared.gate, &shared.admission);
-        let entered = gate.enter(rules).and_then(|()| match peer.ip() {
-            Some(ip) => gate.enter_source(ip, rules).inspect_err(|_| gate.leave()),
-            // At a unix socket the mode of its file says who may.
-            None => Ok(false),
-        });
-        let is_source_counted = match entered {
-            Ok(is_source_counted) => is_source_counted,
-            Err(refusal) => {
-                gate.refuse(refusal, peer.ip());
-                net::reset(client);
-                return None;
-            }
+    pub(super) fn enter(client: TcpStream, peer: Peer, shared: &Arc<Shared>) -> Option<Self> {
+        let is_trusted = shared.proxy.as_ref().is_none_or(|proxy| proxy.trusts(peer.ip()));
+        let entered = if is_trusted {
+            shared.gate.enter(&shared.admission)
+        } else {
+            Err(Refusal::ProxyUntrusted)
         };
+        if let Err(refusal) = entered {
+            shared.gate.refuse(refusal, peer.ip());
+            net::reset(client);
+            return None;
+        }
         shared.metrics.sessions.inc();
-        shared.metrics.sessions_total.inc();
         let account = Account {
             shared: shared.clone(),
             peer,
@@ -138,12 +130,43 @@ impl Session {
             moved: Moved::default(),
             held_after: None,
             is_held: false,
-            is_source_counted,
+            is_source_counted: false,
             dismissed: None,
-            // Unless something better is known when it is dropped.
-            reason: CloseReason::Shutdown,
+            reason: None,
         };
         Some(Self { client: Stream::Plain(client), account })
+    }
+
+    /// Lets the client in, whose address is known. `None` if it may not come from there, which resets it.
+    pub(super) fn admit(mut self) -> Option<Self> {
+        let shared = &self.account.shared;
+        let is_counted = match self.account.peer.ip() {
+            Some(ip) => shared.gate.enter_source(ip, &shared.admission),
+            // At a unix socket the mode of its file says who may.
+            None => Ok(false),
+        };
+        match is_counted {
+            Ok(is_counted) => {
+                self.account.is_source_counted = is_counted;
+                self.account.begin();
+                Some(self)
+            }
+            Err(refusal) => {
+                self.refuse(refusal);
+                None
+            }
+        }
+    }
+
+    /// Resets the client, which is no session.
+    fn refuse(self, refusal: Refusal) {
+        self.account.shared.gate.refuse(refusal, self.account.peer.ip());
+        self.client.reset();
+    }
+
+    /// Whether there is a backend for it.
+    pub(super) fn is_served(&self) -> bool {
+        self.account.shared.view.borrow().verdict.served().is_some()
     }
 
     /// The place of its listener.
@@ -345,139 +368,6 @@ impl Parked {
 impl AsFd for Parked {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.client.as_fd()
-    }
-}
-
-/// What is known of a session. However the session ends, dropping this counts its end once.
-#[derive(Debug)]
-pub(super) struct Account {
-    pub(super) shared: Arc<Shared>,
-    peer: Peer,
-    /// What it was last connected to, or tried.
-    served: Option<Arc<Served>>,
-    opened: Instant,
-    pub(super) moved: Moved,
-    /// In milliseconds since it was opened.
-    held_after: Option<u32>,
-    /// It is counted among those who wait.
-    is_held: bool,
-    /// It is counted among those from its address.
-    is_source_counted: bool,
-    /// It is only to be told why there is no backend, and closed.
-    dismissed: Option<CloseReason>,
-    reason: CloseReason,
-}
-
-impl Account {
-    /// Connects to the backend that is served now. Should its lease go meanwhile, starts over with
-    /// what the new View says; `None` if that serves nobody.
-    async fn connect(&mut self, worker: usize) -> Result<Option<(Stream, Revoked)>, CloseReason> {
-        let deadline = Instant::now() + self.shared.connect_timeout;
-        // A crowd overflows the backend's queue, which drops what comes, and the system asks again
-        // only after a second. So do not rely on one attempt alone.
-        let mut share = self.shared.connect_timeout / FIRST_ATTEMPT;
-        loop {
-            let view = self.shared.view.borrow().clone();
-            let Some(served) = view.verdict.served() else {
-                self.served = None;
-                return Ok(None);
-            };
-            self.served = Some(served.clone());
-            let end = deadline.min(Instant::now() + share);
-            let mut revoked = served.lease.revoked();
-            if let Some(backend) = self.shared.spares.take(worker, &served.lease) {
-                return Ok(Some((backend, revoked)));
-            }
-            let connected = select! {
-                biased;
-                () = &mut revoked => continue,
-                connected = timeout_at(end, self.shared.reach.connect(served)) => connected,
-            };
-            // The lease may have gone in the very moment of success.
-            if served.lease.is_revoked() {
-                continue;
-            }
-            let (reason, pause) = match connected {
-                Ok(Ok(backend)) => return Ok(Some((backend, revoked))),
-                Ok(Err(error)) if net::is_out_of_resources(&error) => {
-                    return Err(CloseReason::NoResources);
-                }
-                // A backend that has just died: the next check finds that out.
-                Ok(Err(_)) => (CloseReason::ConnectFailed, REFUSED_PAUSE),
-                Err(_) => (CloseReason::ConnectTimeout, Duration::ZERO),
-            };
-            self.shared.hints.give(Hint::ConnectFailed);
-            if Instant::now() + pause >= deadline {
-                if let Some(counter) = self.shared.connect_failures.get(&served.backend) {
-                    counter.inc();
-                }
-                return Err(reason);
-            }
-            share *= 2;
-            select! {
-                () = revoked => {}
-                () = sleep(pause) => {}
-            }
-        }
-    }
-
-    /// Sends the RESP error that drivers understand, and waits a little until the client has it: a
-    /// close with unread input would discard it.
-    async fn tell_why(&self, client: &mut Stream) {
-        let reason = match self.shared.view.borrow().verdict.reason() {
-            Some(reason) => reason.to_string(),
-            None => "its master was not to be reached".to_owned(),
-        };
-        let reply =
-            format!("-MASTERDOWN rolegate serves no master of {}: {reason}\r\n", self.shared.pool);
-        let tell = async {
-            client.write_all(reply.as_bytes()).await?;
-            client.shutdown().await?;
-            let mut rest = [0; 1024];
-            while client.read(&mut rest).await? > 0 {}
-            Ok::<_, io::Error>(())
-        };
-        // One that neither reads nor closes gets no more than this.
-        let _ = timeout(FAREWELL, tell).await;
-    }
-
-    /// Lets the log tell of a client that speaks TLS where nobody does.
-    pub(super) fn tell_tls_on_plain(&self) {
-        let words = "it begins with a TLS handshake";
-        self.shared.log.failed(self.peer, CloseReason::TlsOnPlain, words);
-    }
-
-    fn leave_hold(&mut self) {
-        if std::mem::take(&mut self.is_held) {
-            self.shared.metrics.held.dec();
-        }
-    }
-
-    fn close(mut self, reason: CloseReason) {
-        self.reason = reason;
-    }
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        let reason = if std::thread::panicking() { CloseReason::Internal } else { self.reason };
-        self.leave_hold();
-        self.shared.gate.leave();
-        if let Some(ip) = self.peer.ip().filter(|_| self.is_source_counted) {
-            self.shared.gate.leave_source(ip);
-        }
-        self.shared.metrics.sessions.dec();
-        self.shared.metrics.session_closed(reason);
-        debug!(
-            listener = &*self.shared.listener,
-            client = %self.peer,
-            backend = self.served.as_deref().map(|served| &*served.backend),
-            bytes_in = self.moved.up,
-            bytes_out = self.moved.down,
-            seconds = self.opened.elapsed().as_secs_f64(),
-            reason = reason.as_str(),
-            "session closed"
-        );
     }
 }
 

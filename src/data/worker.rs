@@ -168,8 +168,32 @@ pub(super) struct Here {
 }
 
 impl Here {
+    /// Takes a client that was accepted here.
+    pub(super) fn welcome(&self, session: Session) {
+        if !session.has_to_tell_origin() {
+            return self.admit(session);
+        }
+        let here = self.clone();
+        run(session.place(), self.worker.add_load(), |load| async move {
+            let session = session.learn_origin().await;
+            drop(load);
+            if let Some(session) = session {
+                here.admit(session);
+            }
+        });
+    }
+
+    /// Lets the client in whose address is known, unless the rules are against it.
+    fn admit(&self, session: Session) {
+        match session.admit() {
+            Some(session) if session.is_served() => self.take(session),
+            Some(session) => session.hold(),
+            None => {}
+        }
+    }
+
     /// Runs the session here, or gives it to a worker that has fewer.
-    pub(super) fn take(&self, session: Session) {
+    fn take(&self, session: Session) {
         let own = &self.worker;
         let other = self.workers.all.iter().min_by_key(|worker| worker.sessions.get());
         let fewer = other.filter(|other| other.sessions.get() < own.sessions.get());
@@ -191,14 +215,21 @@ fn resume(session: Parked, load: Load) {
     }
 }
 
+fn serve(session: Session, load: Load) {
+    run(session.place(), load, |load| session.run(load));
+}
+
+/// Starts a task for a client of the listener at this place.
 #[expect(clippy::disallowed_methods, reason = "its worker's slab tracks it")]
-fn serve(session: Session, mut load: Load) {
+fn run<F>(listener: usize, mut load: Load, start: impl FnOnce(Load) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let worker = load.worker.clone();
-    let listener = session.place();
     let mut running = worker.running();
     let entry = running.vacant_entry();
     load.place = u32::try_from(entry.key()).unwrap_or(NOWHERE);
-    entry.insert(Running { task: tokio::spawn(session.run(load)).abort_handle(), listener });
+    entry.insert(Running { task: tokio::spawn(start(load)).abort_handle(), listener });
 }
 
 async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken) {

@@ -23,9 +23,28 @@ impl Admission {
     /// Whether a client may come from this address. One that is IPv4 in IPv6 clothes counts as IPv4.
     pub fn permits(&self, source: IpAddr) -> bool {
         let source = source.to_canonical();
-        let holds = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&source));
-        !holds(&self.deny) && (self.allow.is_empty() || holds(&self.allow))
+        !holds(&self.deny, source) && (self.allow.is_empty() || holds(&self.allow, source))
     }
+}
+
+/// A load balancer in front tells who its clients are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// Who may tell. At a unix socket that is a matter of its file's mode.
+    pub trusted: Vec<IpNet>,
+    /// How long after its connection the header may come.
+    pub timeout: Duration,
+}
+
+impl ProxyProtocol {
+    /// Whether the peer at this address may tell; one without an address came over a unix socket.
+    pub fn trusts(&self, peer: Option<IpAddr>) -> bool {
+        peer.is_none_or(|peer| holds(&self.trusted, peer.to_canonical()))
+    }
+}
+
+fn holds(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(&address))
 }
 
 /// When a session ends on which nothing moves.
