@@ -4,6 +4,7 @@
 mod budget;
 mod drain;
 mod plan;
+mod privileges;
 mod reload;
 mod running;
 mod stop;
@@ -31,7 +32,7 @@ use crate::{
     config::{Bind, Config, DEFAULT_MAX_CONNECTIONS},
     control::survey::Survey,
     data::{gate::Total, hold::Holds, worker::Workers},
-    lifecycle::{self, Asked, Signals, Supervisor, inherit::Inherited},
+    lifecycle::{self, Asked, Signals, Supervisor, inherit::Inherited, privileges::CannotRunAs},
     metrics::Metrics,
     net,
 };
@@ -40,7 +41,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {bind} ({key}): {error}; free the address or change the config")]
+    #[error("cannot listen on {bind} ({key}): {error}; {advice}")]
     Bind {
         /// As the config has it.
         bind: Bind,
@@ -48,7 +49,12 @@ pub enum AppError {
         key: String,
         /// The system's reason.
         error: io::Error,
+        /// What to do.
+        advice: String,
     },
+    /// The process cannot go on as the user of the config.
+    #[error("cannot run as {0}")]
+    User(#[from] CannotRunAs),
     /// The system does not let this process have the congestion control of the config.
     #[error("cannot use congestion {name}: {error}; name another, or load its kernel module")]
     Congestion {
@@ -112,6 +118,7 @@ pub async fn run(
         warn!(warning, "the config has something that is hardly meant");
     }
     // Everything that can be refused is asked for before anything runs.
+    let run_as = privileges::successor_of_root(&config)?;
     if let Some(name) = &config.congestion {
         net::try_congestion(name)
             .map_err(|error| AppError::Congestion { name: name.clone(), error })?;
@@ -146,6 +153,10 @@ pub async fn run(
     let (holds, returns) = Holds::new()?;
     let hold_stop = CancellationToken::new();
     watch("the holding thread".to_owned(), holds.start(workers.clone(), hold_stop.clone())?);
+    // These threads have no client yet, nor this one's preference, which only root may choose.
+    if let Some(run_as) = run_as {
+        privileges::give_up(&run_as, &plan, file, launch.program())?;
+    }
     let total = Arc::new(Total::new(plan.budget.connections));
     let base = Base {
         metrics,

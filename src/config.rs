@@ -63,6 +63,10 @@ pub struct Config {
     pub max_connections: Option<NonZero<u32>>,
     /// Threads that run sessions; one for each core the process may use if absent.
     pub workers: Option<NonZero<u32>>,
+    /// As whom a process goes on that was started as root, once it listens: a name or a number.
+    pub user: Option<Arc<str>>,
+    /// The group beside it, a name or a number; the user's own if absent.
+    pub group: Option<Arc<str>>,
     /// What it was read from.
     pub source: Source,
     /// What is allowed and yet hardly meant, each with file, line and column as errors have them.
@@ -115,6 +119,11 @@ pub struct SeenFile {
 type Marks = (u64, u64, u64, i64, i64);
 
 impl SeenFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether there is another one by now.
     pub fn has_changed(&self) -> bool {
         fs::metadata(&self.path).map(|metadata| marks(&metadata)).ok() != Some(self.seen)

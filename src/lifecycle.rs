@@ -1,10 +1,13 @@
 //! What the process has with its system: what it inherits, signals, what a service manager is told,
-//! and the rank of its threads.
+//! its user, and the rank of its threads.
 
 pub mod inherit;
+pub mod privileges;
 mod supervisor;
 
-use rustix::process::{getpriority_process, setpriority_process};
+use rustix::process::{
+    Resource, Rlimit, getpriority_process, getrlimit, setpriority_process, setrlimit,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::debug;
 
@@ -58,6 +61,19 @@ impl Signals {
 /// The rank (nice) of the calling thread.
 pub fn rank() -> i32 {
     getpriority_process(None).unwrap_or(0)
+}
+
+/// Lets [`prefer_this_thread`] also work in a process that takes over and is not root, as a LimitNICE
+/// does.
+pub fn allow_preference() {
+    // The system counts from 20 downwards. Nothing above the limit means no limit.
+    let wanted = u64::from((20 - CONTROL_NICE).unsigned_abs());
+    let limit = getrlimit(Resource::Nice);
+    let at_least = |limit: Option<u64>| limit.map(|limit| limit.max(wanted));
+    let raised = Rlimit { current: at_least(limit.current), maximum: at_least(limit.maximum) };
+    if let Err(error) = setrlimit(Resource::Nice, raised) {
+        debug!(error = error.to_string(), "cannot allow checks to have priority over data");
+    }
 }
 
 /// Lets the calling thread run before the others when all want to: checks keep their pace while

@@ -12,7 +12,7 @@ use rolegate::{
     app::{self, Launch},
     cli::{Cli, Command},
     config::Config,
-    lifecycle::inherit::Inherited,
+    lifecycle::{inherit::Inherited, privileges::RunAs},
     logging,
     remote::{Remote, Screen},
 };
@@ -54,6 +54,13 @@ fn act(cli: &Cli, config: Config, inherited: Inherited) -> Result<u8, Box<dyn Er
         Command::Check { connect } => {
             for warning in &config.warnings {
                 let _ = writeln!(stderr(), "{warning}");
+            }
+            // Another host may have it.
+            if let Some(user) = &config.user
+                && let Err(error) = RunAs::find(user, config.group.as_deref())
+            {
+                let _ =
+                    writeln!(stderr(), "{}: warning: cannot run as {error}", cli.file.display());
             }
             print(&format!("{}: valid\n", cli.file.display()))?;
             if connect {

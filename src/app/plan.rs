@@ -7,8 +7,8 @@ use tracing::warn;
 use super::{AppError, budget::Budget, running::Running};
 use crate::{
     config::{Bind, Config},
-    lifecycle::inherit::Passed,
-    net::{self, Listening},
+    lifecycle::{inherit::Passed, privileges::uid},
+    net::{self, Listening, SocketFile},
     topology::Address,
 };
 
@@ -126,8 +126,8 @@ impl Plan {
                 },
             };
             socket.map_err(|error| {
-                let (bind, key) = (bind.clone(), key.to_owned());
-                AppError::Bind { bind, key, error }
+                let (bind, key, advice) = (bind.clone(), key.to_owned(), advice(bind, &error));
+                AppError::Bind { bind, key, error, advice }
             })
         };
         let admin = config.admin.as_ref().map(|admin| socket(None, &admin.bind, ADMIN));
@@ -147,6 +147,30 @@ impl Plan {
             warn!(name, address, advice, "a socket was passed that is not used");
         }
         Ok(Self { config, closed, sockets, admin, budget, takes_over: false })
+    }
+
+    /// The files of unix sockets that this process has made.
+    pub(super) fn files(&self) -> impl Iterator<Item = &SocketFile> {
+        let sockets = self.sockets.iter().flatten().chain(&self.admin);
+        sockets.filter_map(|socket| socket.kept.file()).filter(|file| file.is_own())
+    }
+}
+
+/// What to do about an address that cannot be listened on.
+fn advice(bind: &Bind, error: &io::Error) -> String {
+    let uid = uid();
+    match bind.port() {
+        _ if error.kind() != io::ErrorKind::PermissionDenied => {
+            "free the address or change the config".to_owned()
+        }
+        Some(_) => format!(
+            "low ports (below 1024, unless the system says otherwise) are for root and \
+             CAP_NET_BIND_SERVICE, and this process runs as uid {uid}: take another port, or restart it as \
+             root, which binds before it changes to the user of the config"
+        ),
+        None => format!(
+            "this process runs as uid {uid}, which has to be allowed to make files in the folder"
+        ),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream as StdUnixStream,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -42,6 +42,11 @@ impl Launch {
         let program = env::current_exe()?;
         let arguments = env::args_os().skip(1).collect();
         Ok(Self { program, arguments, rank: crate::lifecycle::rank() })
+    }
+
+    /// The program's file.
+    pub(super) fn program(&self) -> &Path {
+        &self.program
     }
 }
 

@@ -61,8 +61,10 @@ impl Config {
     pub fn needs_restart(&self, new: &Self) -> String {
         differing(&[
             ("congestion", self.congestion == new.congestion),
+            ("group", self.group == new.group),
             ("log.format", self.log.format == new.log.format),
             ("state_dir", self.state_dir == new.state_dir),
+            ("user", self.user == new.user),
             ("workers", self.workers == new.workers),
         ])
     }

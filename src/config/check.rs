@@ -15,7 +15,7 @@ use super::{
     Admin, Bind, Config, Drain, Listener, Log, LogFormat, Pool, Source,
     file::{Fault, Node, Value},
     read_secret,
-    section::{Checker, HOUR, Section, join, quoted},
+    section::{Checker, HOUR, Section, found, join, quoted},
     units::MAX_PATH,
 };
 use crate::topology::{Hold, Role};
@@ -23,6 +23,9 @@ use crate::topology::{Hold, Role};
 /// How long the admin's token may be, in bytes: what cannot be guessed, and fits a request's head.
 const MIN_TOKEN: usize = 16;
 const MAX_TOKEN: usize = 1024;
+
+/// The name of a user or a group is not longer, in bytes.
+const MAX_ACCOUNT: usize = 32;
 
 const LEVELS: [(&str, tracing::Level); 5] = [
     ("error", tracing::Level::ERROR),
@@ -50,11 +53,13 @@ impl Checker {
             "admin",
             "congestion",
             "drain",
+            "group",
             "hard_stop_after",
             "log",
             "max_connections",
             "shutdown_timeout",
             "state_dir",
+            "user",
             "workers",
         ];
         let top = self.section(root, "", &known)?;
@@ -70,6 +75,15 @@ impl Checker {
             Duration::from_secs(10),
             Duration::ZERO..=24 * HOUR,
         );
+        let user = top.get("user").and_then(|node| self.account(node, "user"));
+        let group = top.get("group").and_then(|node| {
+            if top.get("user").is_none() {
+                let message =
+                    "group has no use: found no user beside it; add that, or leave it out";
+                self.fault(node.id, message.to_owned());
+            }
+            self.account(node, "group")
+        });
         Some(Config {
             listeners,
             pools,
@@ -89,6 +103,8 @@ impl Checker {
             workers: top
                 .get("workers")
                 .and_then(|_| NonZero::new(self.count(&top, "workers", 1, 1..=1024))),
+            user,
+            group,
             source: Source { text: text.into(), files: std::mem::take(&mut self.files) },
             warnings: Vec::new(),
         })
@@ -333,6 +349,29 @@ impl Checker {
         let text = self.text(node, "state_dir")?;
         if text.is_empty() {
             self.fault(node.id, "state_dir is empty; allowed is the path of a folder".to_owned());
+            return None;
+        }
+        Some(text.into())
+    }
+
+    /// A user or a group: its name or its number.
+    fn account(&mut self, node: &Node, path: &str) -> Option<Arc<str>> {
+        let text = match &node.value {
+            Value::Text(text) | Value::Number(text) => text.as_str(),
+            _ => "",
+        };
+        let is_digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        // The highest number means "none" to the system.
+        let is_number = text.parse().is_ok_and(|number: u32| number < u32::MAX);
+        let sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        let is_name = text.len() <= MAX_ACCOUNT && !text.starts_with('-') && text.chars().all(sane);
+        if text.is_empty() || if is_digits { !is_number } else { !is_name } {
+            let message = format!(
+                "{path} is none: found {}; allowed are a name of up to {MAX_ACCOUNT} letters, digits, dots, \
+                 dashes and underscores, or a number",
+                found(node)
+            );
+            self.fault(node.id, message);
             return None;
         }
         Some(text.into())

@@ -164,6 +164,11 @@ impl Bind {
         }
     }
 
+    /// Its port; `None` for a unix socket.
+    pub fn port(&self) -> Option<u16> {
+        self.address().map(|address| address.port())
+    }
+
     /// Whether the system chooses a free port.
     pub fn is_any_port(&self) -> bool {
         self.address().is_some_and(|address| address.port() == 0)

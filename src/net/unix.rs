@@ -7,7 +7,7 @@ use std::{
     os::{
         fd::OwnedFd,
         unix::{
-            fs::{FileTypeExt, MetadataExt, PermissionsExt},
+            fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown},
             net::UnixListener,
         },
     },
@@ -64,6 +64,11 @@ impl SocketFile {
     /// Says who may use it.
     pub fn set_mode(&self, mode: u32) -> io::Result<()> {
         fs::set_permissions(&self.path, Permissions::from_mode(mode))
+    }
+
+    /// Makes it the file of this user and group.
+    pub fn give(&self, uid: u32, gid: u32) -> io::Result<()> {
+        lchown(&self.path, Some(uid), Some(gid))
     }
 
     /// Leaves the file where it is from now on, for another process that listens behind it.

@@ -112,6 +112,10 @@ fn every_error_has_its_place_and_words() {
                 "hold.dry_run is not true or false: found 1",
             ],
         ),
+        (pool("user: ''\n"), &["6:7: user is none: found \"\"; allowed are a name"]),
+        (pool("user: 4294967295\n"), &["6:7: user is none: found 4294967295"]),
+        (pool("user: [a]\n"), &["6:7: user is none: found a list"]),
+        (pool("group: a b\n"), &["6:8: group has no use", "6:8: group is none: found \"a b\""]),
         (pool("state_dir: ''\n"), &["6:12: state_dir is empty"]),
         (
             pool("    auth: {}\n"),

@@ -17,6 +17,7 @@ mod lifecycle;
 mod limits;
 mod names;
 mod preconnect;
+mod privileges;
 mod proxy_protocol;
 mod reload;
 mod sentinel;

@@ -47,6 +47,11 @@ impl Rolegate {
         Self::spawn(Command::new(PROGRAM).arg("-f").arg(file), TempDir::new().unwrap())
     }
 
+    /// The same by a command of the test, whose last step is to become rolegate.
+    pub fn start_command(command: &mut Command) -> Self {
+        Self::spawn(command, TempDir::new().unwrap())
+    }
+
     /// The same with this limit of open files.
     pub fn start_with_descriptors(config: &str, limit: u32) -> Self {
         let (folder, file) = write_config(config);
