@@ -61,6 +61,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_load_balancer_is_trusted_in_either_clothes() {
+        let trusted = vec!["10.0.0.0/24".parse().unwrap(), "fd00::1/128".parse().unwrap()];
+        let proxy = ProxyProtocol { trusted, timeout: Duration::ZERO };
+        let trusts = |ip: &str| proxy.trusts(Some(ip.parse().unwrap()));
+        assert!(trusts("10.0.0.9") && trusts("::ffff:10.0.0.9") && trusts("fd00::1"));
+        assert!(!trusts("10.0.1.9") && !trusts("fd00::2") && !trusts("127.0.0.1"));
+        assert!(proxy.trusts(None), "the mode of the socket's file has let it in");
+    }
+
+    #[test]
     fn deny_goes_before_allow_and_an_empty_list_allows_all() {
         let network = |text: &str| vec![text.parse().unwrap()];
         let may = |rules: &Admission, ip: &str| rules.permits(ip.parse().unwrap());

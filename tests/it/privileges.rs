@@ -198,6 +198,44 @@ fn root_binds_and_reads_and_is_gone_before_a_client_comes() {
 }
 
 #[test]
+fn what_the_user_may_not_do_later_is_told_at_once() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start(&[]);
+    let folder = TempDir::new().unwrap();
+    let (state, socket) = (folder.path().join("state"), folder.path().join("run/redis.sock"));
+    for folder in [&state, socket.parent().unwrap()] {
+        fs::create_dir(folder).unwrap();
+    }
+    let bind = format!("bind: ['127.0.0.1:0', 'unix:{}']", socket.display());
+    let config = config(&[node.address()], None).replacen("bind: 127.0.0.1:0", &bind, 1);
+    let config = format!("{config}state_dir: {}\nuser: 65532\ngroup: 65532\n", state.display());
+    let file = folder.path().join("proxy.yaml");
+    fs::write(&file, config).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    let mut rolegate = Rolegate::start_with_file(&file);
+    rolegate.wait_ready();
+    let told = rolegate.log("the user lacks a right");
+    for (path, advice) in [
+        (&*file, "every reload fails"),
+        (&state, "no master is remembered"),
+        (socket.parent().unwrap(), "the socket's file stays"),
+    ] {
+        let line = told.iter().find(|line| *path.to_string_lossy() == line["file"]);
+        let line = line.unwrap_or_else(|| panic!("nothing is told of {}", path.display()));
+        assert!(line["advice"].as_str().unwrap().contains(advice), "{line}");
+    }
+    // It stops nothing.
+    assert_eq!(rolegate.client().call(&["PING"]).unwrap().text(), "PONG");
+    rolegate.signal(Signal::HUP);
+    rolegate.wait_log("not reloaded");
+    assert_eq!(rolegate.client().call(&["PING"]).unwrap().text(), "PONG");
+    rolegate.signal(Signal::TERM);
+    assert_eq!(rolegate.wait_exit(), Some(0));
+}
+
+#[test]
 fn an_upgrade_goes_on_as_the_user() {
     if !is_root() {
         return;

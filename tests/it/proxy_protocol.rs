@@ -256,6 +256,37 @@ fn rules_about_sources_judge_the_address_of_the_header() {
 }
 
 #[test]
+fn those_who_have_said_nothing_yet_have_a_place_and_lose_it_once() {
+    let node = Node::start(&[]);
+    let rules = ", max_connections: 3, max_connections_per_source: 1";
+    let rolegate = Rolegate::start_ready(&behind(&node, rules));
+    let silent: Vec<Client> = (0..3).map(|_| begin(&rolegate, b"PROXY TCP4 10.1.2.3 ")).collect();
+    let open = || rolegate.metric(r#"rolegate_listener_sessions{listener="redis"}"#);
+    eventually("they are in", || (open() == 3.0).then_some(()));
+    assert!(is_reset(begin(&rolegate, &text("10.1.2.3", 1))));
+    assert_eq!(refused(&rolegate, "listener_max_connections"), 1.0);
+    assert_eq!(sessions(&rolegate), 0.0);
+    for client in silent {
+        client.reset();
+    }
+    rolegate.wait_closed("client_reset", 3.0);
+    rolegate.wait_no_sessions();
+    assert_eq!((sessions(&rolegate), rolegate.log("session closed").len()), (3.0, 3));
+    // All places are free again, and the one of the source was never taken.
+    let mut clients: Vec<Client> =
+        (4..7).map(|n| begin(&rolegate, &text(&format!("10.1.2.{n}"), n))).collect();
+    clients.iter_mut().for_each(is_served);
+    drop(clients);
+    rolegate.wait_no_sessions();
+    let workers = || {
+        let text = rolegate.get("/metrics").1;
+        let lines = text.lines().filter(|line| line.starts_with("rolegate_worker_sessions{"));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
+    };
+    eventually("no worker has any left", || (workers() == 0.0).then_some(()));
+}
+
+#[test]
 fn a_held_client_keeps_its_source() {
     let node = Node::start(&[]);
     node.call(&["REPLICAOF", "127.0.0.1", "1"]);

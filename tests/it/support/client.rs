@@ -122,6 +122,11 @@ impl Client {
         self.stream.get_mut().finish();
     }
 
+    /// Closes with a RST.
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
     pub fn set_read_timeout(&mut self, timeout: Duration) {
         self.socket.set_read_timeout(Some(timeout)).unwrap();
     }
