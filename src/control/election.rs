@@ -387,6 +387,14 @@ impl Election {
         view: Option<&SentinelView>,
         incumbent: usize,
     ) -> Option<Decision> {
+        // While the Sentinels are asked anew, what they said still holds.
+        if let Some(selected) = self.selected.as_ref().filter(|selected| selected.believed)
+            && view.is_some_and(|view| view.starting)
+        {
+            let end = selected.since + SELECTED;
+            let wait = || Decision::not(Rule::FailoverBegun, vec![selected.heir]).until(end);
+            return (now < end).then(wait);
+        }
         let view = view.filter(|view| view.names(incumbent));
         let heir = view.and_then(|view| view.failover.flatten());
         let distrust_until = &mut self.distrust_until;

@@ -27,6 +27,14 @@ fn replica() -> State {
 
 const REFUSED: State = State::Down(Failure::WrongPass);
 
+/// A master that was promoted from a replica of the one with this replid.
+fn promoted(replid: &str, from: &str, run_id: &str) -> State {
+    match state(Role::Master, replid, run_id) {
+        State::Up(answer) => State::Up(Answer { replid2: Some(from.into()), ..answer }),
+        other => other,
+    }
+}
+
 struct Pool {
     election: Election,
     now: Duration,
@@ -124,4 +132,49 @@ fn a_pool_that_serves_nobody_does_not_begin_to_by_a_refusal() {
     let mut election = Election::new(OnUnexplainedHeir::Hold, None);
     let members = [Member { state: &REFUSED, checked: Duration::ZERO }];
     assert_eq!(election.decide(Duration::ZERO, &members, None).serve, None);
+}
+
+#[test]
+fn a_master_that_is_succeeded_again_is_no_stranger() {
+    let mut pool = Pool::served();
+    let follower = |replid| state(Role::Replica, replid, "r2");
+    // Place 1 takes over, and place 0 again later, while place 1 still has its follower.
+    let once = [state(Role::Replica, "b", "r0"), promoted("b", "a", "r1"), follower("b")];
+    pool.election.renumber(&[Some(0), Some(1)]);
+    assert_eq!(pool.decide(&once).serve, Some(1));
+    assert_eq!(pool.decide(&once).rule, Rule::Incumbent);
+    let twice = [promoted("c", "b", "r0"), promoted("b", "a", "r1"), follower("b")];
+    let view = SentinelView {
+        named: Some((1, 2)),
+        failover: Some(Some(0)),
+        complete_from: Some(Duration::ZERO),
+        ..SentinelView::default()
+    };
+    assert_eq!(pool.decide_with(&twice, Some(&view)).rule, Rule::Failover);
+    for _ in 0..3 {
+        let decision = pool.decide_with(&twice, Some(&view));
+        assert_eq!((decision.serve, decision.rule), (Some(0), Rule::Incumbent));
+    }
+}
+
+#[test]
+fn a_reload_does_not_end_the_wait_for_a_selected_heir() {
+    let mut pool = Pool::served();
+    let both = [master(), replica()];
+    let selected = SentinelView {
+        named: Some((0, 1)),
+        failover: Some(Some(1)),
+        complete_from: Some(Duration::ZERO),
+        ..SentinelView::default()
+    };
+    assert_eq!(pool.decide_with(&both, Some(&selected)).rule, Rule::FailoverBegun);
+    // The Sentinels are asked anew.
+    let starting = SentinelView { starting: true, ..SentinelView::default() };
+    assert_eq!(pool.decide_with(&both, Some(&starting)).rule, Rule::FailoverBegun);
+    assert_eq!(pool.decide_with(&both, Some(&selected)).rule, Rule::FailoverBegun);
+    // Should they never answer, the wait ends in its own time, and nobody is distrusted for that.
+    for _ in 0..5 {
+        pool.decide_with(&both, Some(&starting));
+    }
+    assert_eq!(pool.decide_with(&both, Some(&starting)).rule, Rule::Incumbent);
 }

@@ -186,8 +186,11 @@ impl<'a> Field<'a> {
             self.memory.as_ref().is_some_and(|m| m.replids.contains(id) || m.ancestors.contains(id))
         };
         let is_stranger = |place: &usize| {
-            let origin = self.answer(*place).and_then(|answer| answer.replid2.as_ref());
-            origin.is_some_and(|id| !known(id)) && self.is_followed_by_half(*place)
+            // One that the incumbent descends from is known by its own id, whatever came before it.
+            self.answer(*place).is_some_and(|answer| {
+                let origin = answer.replid2.as_ref().filter(|_| !known(&answer.replid));
+                origin.is_some_and(|id| !known(id))
+            }) && self.is_followed_by_half(*place)
         };
         self.masters.iter().copied().filter(is_stranger).collect()
     }
