@@ -117,7 +117,7 @@ fn election(c: &mut Criterion) {
         let mut heir = vec![State::Down(Failure::Timeout), master(1, B, Some(A))];
         heir.extend((2..count).map(|place| replica(place, B, Some(A))));
         let decide = |election: &mut Election, states: &[State]| {
-            let member = |state| Member { state, checked: Duration::ZERO };
+            let member = |state| Member { state, checked: Duration::ZERO, fresh: true };
             let members: Vec<_> = states.iter().map(member).collect();
             election.decide(Duration::from_secs(1), black_box(&members), None)
         };

@@ -191,6 +191,7 @@ pub async fn run(
 
     let mut successor: Option<Successor> = None;
     let cause = loop {
+        let is_alone = successor.is_none();
         let taken_over = async {
             match &mut successor {
                 Some(successor) => successor.ready().await,
@@ -200,6 +201,10 @@ pub async fn run(
         tokio::select! {
             asked = signals.next() => match asked {
                 Asked::Stop(signal) => break Cause::Signal(signal),
+                Asked::Reload if successor.is_some() => {
+                    let advice = "reload again when the new process has taken over";
+                    warn!(advice, "not reloaded while a new process starts");
+                }
                 Asked::Reload => {
                     supervisor.reloading();
                     // The log tells how it went.
@@ -233,7 +238,8 @@ pub async fn run(
                     }
                 }
             },
-            Some(order) = ordered.recv() => match order {
+            // A new process that starts has read the config already.
+            Some(order) = ordered.recv(), if is_alone => match order {
                 Order::Reload(answer) => {
                     supervisor.reloading();
                     let result = reloader.reload(&mut running, &set_level).await?;
@@ -263,7 +269,7 @@ pub async fn run(
         draining.cancel();
     }
     let data = Data { workers, total, returns, stop, hold_stop, threads };
-    stop::stop(cause, reloader.config(), running, data, signals, supervisor).await
+    stop::stop(cause, reloader, running, data, signals, supervisor).await
 }
 
 /// Asks every backend and Sentinel of the config once. Must be called on a runtime.

@@ -132,6 +132,19 @@ impl Reloader {
         Ok(())
     }
 
+    /// The same in a process that ends: for the checks of its sessions alone.
+    pub(super) async fn renew_pools(&mut self, running: &mut Running) {
+        let (file, text) = (self.file.clone(), self.config.source.text.clone());
+        let read = spawn_blocking(move || Config::parse(&file, &text));
+        // What cannot be read yet is tried again soon.
+        if let Ok(Ok(Ok(new))) = timeout(PATIENCE, read).await {
+            running.change_pools(&new).await;
+            let changes = self.config.changes(&new).join("; ");
+            info!(changes, "took over a file that the config names");
+            self.config = new;
+        }
+    }
+
     async fn change(
         &mut self,
         running: &mut Running,

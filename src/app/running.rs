@@ -54,6 +54,8 @@ pub(super) struct Running {
     pub(super) ends: JoinSet<End>,
     pools: Vec<RunningPool>,
     listeners: Vec<RunningListener>,
+    /// The names of those whose sessions end, each as often as it was closed.
+    leaving: Vec<Arc<str>>,
     admin: Option<RunningAdmin>,
     shown: watch::Sender<Arc<Shown>>,
     state: Arc<admin::State>,
@@ -122,6 +124,7 @@ impl Running {
             ends: JoinSet::new(),
             pools: Vec::new(),
             listeners: Vec::new(),
+            leaving: Vec::new(),
             admin: None,
             shown,
             state: Arc::new(state),
@@ -200,6 +203,25 @@ impl Running {
         self.change_admin(admin)?;
         self.show(config.admin.as_ref());
         Ok(())
+    }
+
+    /// Changes the pools that there are, and nothing else: for a process that ends.
+    pub(super) async fn change_pools(&mut self, config: &config::Config) {
+        let pools = mem::take(&mut self.pools);
+        for running in pools {
+            let new = config.pools.iter().find(|pool| pool.name == running.config.name);
+            self.pools.push(match new {
+                Some(new) => self.change_pool(running, new).await,
+                None => running,
+            });
+        }
+    }
+
+    /// Another process remembers the masters from now on.
+    pub(super) async fn leave_state(&self) {
+        for pool in &self.pools {
+            pool.orders.leave_state().await;
+        }
     }
 
     /// Waits until every pool is served.
@@ -341,6 +363,7 @@ impl Running {
     /// Closes a listener after the delay, and lets its sessions end within `grace` from then.
     fn retire(&mut self, leaving: Leaving, delay: Duration, pace: Duration, grace: Duration) {
         let Leaving { name, sockets, gate, place } = leaving;
+        self.leaving.push(name.clone());
         let (workers, returns) = (self.base.workers.clone(), self.base.returns.clone());
         self.ends.spawn(async move {
             sleep(delay).await;
@@ -402,11 +425,14 @@ impl Running {
     }
 
     /// Takes note of a part that ended. An error if it was not asked to.
-    pub(super) fn note_end(&self, end: Result<End, JoinError>) -> Result<(), AppError> {
+    pub(super) fn note_end(&mut self, end: Result<End, JoinError>) -> Result<(), AppError> {
         match end {
             Ok(End::Asked) => Ok(()),
             Ok(End::Drained(name)) => {
-                if !self.listeners.iter().any(|listener| listener.config.name == name) {
+                let at = self.leaving.iter().position(|leaving| *leaving == name);
+                at.map(|at| self.leaving.swap_remove(at));
+                let is_there = self.listeners.iter().any(|listener| listener.config.name == name);
+                if !is_there && !self.leaving.contains(&name) {
                     self.base.metrics.forget_listener(&name);
                 }
                 info!(listener = &*name, "listener is drained");

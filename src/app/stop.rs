@@ -1,15 +1,15 @@
 //! The end of the process: by a signal, or because another process has taken over.
 
-use std::{future::pending, pin::Pin, sync::Arc, time::Duration};
+use std::{future::pending, pin::Pin, process::Child, sync::Arc, thread, time::Duration};
 
 use tokio::{
     task::JoinSet,
     time::{Sleep, sleep},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use super::{AppError, drain, ended_early, running::Running, upgrade::Successor};
+use super::{AppError, drain, ended_early, reload::Reloader, running::Running, upgrade::Successor};
 use crate::{
     config::Config,
     data::{gate::Total, hold::Returns, worker::Workers},
@@ -40,13 +40,14 @@ pub(super) struct Data {
 /// Lets sessions end, still supervised, and returns when none is left.
 pub(super) async fn stop(
     cause: Cause,
-    config: &Config,
+    mut reloader: Reloader,
     mut running: Running,
     data: Data,
     mut signals: Signals,
     mut supervisor: Supervisor,
 ) -> Result<(), AppError> {
     let Data { workers, total, returns, stop, hold_stop, mut threads } = data;
+    let config = &reloader.config().clone();
     let end = |grace: Duration| {
         let (workers, total, pace) = (workers.clone(), total.clone(), config.drain.pace);
         Box::pin(async move { drain::all(&workers, &total, pace, grace).await })
@@ -65,11 +66,12 @@ pub(super) async fn stop(
             let process = successor.process();
             let hard_stop_after_seconds = config.hard_stop_after.as_secs_f64();
             supervisor.hand_over(process);
+            running.leave_state().await;
             running.sockets().for_each(|(_, socket)| socket.leave());
             running.stop_listening();
             running.stop_admin();
             // It becomes ready for systemd when that knows of it.
-            successor.confirm();
+            reap(successor.confirm());
             info!(process, hard_stop_after_seconds, "handed over");
             ending = Some(end(config.hard_stop_after));
         }
@@ -104,6 +106,7 @@ pub(super) async fn stop(
                     warn!(advice, "ending: takes neither a reload nor an upgrade");
                 }
             },
+            () = reloader.secrets_changed() => reloader.renew_pools(&mut running).await,
             () = supervisor.keep_alive() => {}
             Some(end) = running.ends.join_next() => running.note_end(end)?,
             ended = threads.join_next() => match ended {
@@ -116,6 +119,20 @@ pub(super) async fn stop(
             },
         }
     }
+}
+
+/// Tells if the new process ends while this one goes on: nobody accepts clients then.
+fn reap(mut child: Child) {
+    let wait = move || {
+        let process = child.id();
+        if let Ok(status) = child.wait() {
+            let (status, advice) =
+                (status.to_string(), "start rolegate again: clients are refused");
+            error!(process, status, advice, "the process that took over has ended");
+        }
+    };
+    // It waits for nothing else. Without a thread, the system reaps when this process ends.
+    let _ = thread::Builder::new().name("rolegate-reaper".to_owned()).spawn(wait);
 }
 
 fn tell_stop(signal: &str, config: &Config) {

@@ -119,9 +119,10 @@ impl Successor {
     }
 
     /// Tells it that it is the main process now.
-    pub(super) fn confirm(self) {
+    pub(super) fn confirm(self) -> Child {
         // One that has gone meanwhile cannot be helped.
         let _ = self.line.try_write(b"\n");
+        self.child
     }
 
     /// Ends it, should it still run.

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, slice, time::Duration};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::{
     Bind,
@@ -130,8 +130,19 @@ impl Checker {
 /// `10.0.0.0/8`, or one address. One with bits set beyond its prefix is a slip.
 fn parse_network(text: &str) -> Option<IpNet> {
     match text.parse::<IpNet>() {
-        Ok(network) => Some(network).filter(|network| network.trunc() == *network),
+        Ok(network) => Some(canonical(network)?).filter(|network| network.trunc() == *network),
         Err(_) => text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical().into()),
+    }
+}
+
+/// IPv4 in IPv6 clothes as what it is: clients are judged so. `None` where it is a part of each.
+fn canonical(network: IpNet) -> Option<IpNet> {
+    let IpNet::V6(v6) = network else {
+        return Some(network);
+    };
+    match v6.addr().to_ipv4_mapped() {
+        None => Some(network),
+        Some(ip) => Some(Ipv4Net::new(ip, v6.prefix_len().checked_sub(96)?).ok()?.into()),
     }
 }
 
@@ -146,7 +157,16 @@ mod tests {
         }
         assert_eq!(parse_network("192.0.2.1").unwrap().to_string(), "192.0.2.1/32");
         assert_eq!(parse_network("::ffff:192.0.2.1").unwrap().to_string(), "192.0.2.1/32");
-        for wrong in ["", "10.0.0.1/8", "10.0.0.0/33", "10.0.0", "localhost", "10.0.0.0/"] {
+        assert_eq!(parse_network("::ffff:10.0.0.0/104").unwrap().to_string(), "10.0.0.0/8");
+        for wrong in [
+            "",
+            "::ffff:0.0.0.0/90",
+            "10.0.0.1/8",
+            "10.0.0.0/33",
+            "10.0.0",
+            "localhost",
+            "10.0.0.0/",
+        ] {
             assert_eq!(parse_network(wrong), None, "{wrong}");
         }
     }

@@ -42,6 +42,9 @@ pub struct Member<'a> {
     pub state: &'a State,
     /// When the last check that has ended began.
     pub checked: Duration,
+    /// A served one has passed a check of late: since then the process has not stood still, nor has
+    /// the backend had time to be started anew unseen.
+    pub fresh: bool,
 }
 
 /// What the Sentinels agree on.
@@ -99,6 +102,8 @@ pub struct Election {
     /// The incumbent has passed every check since it was served, as the same process and a master,
     /// but for those whose login it refused.
     unbroken: bool,
+    /// It is served although it refuses the login of checks.
+    is_mute: bool,
     /// The backend that the last decision served.
     served: Option<usize>,
     /// When the broken incumbent was first seen again.
@@ -167,6 +172,7 @@ impl Election {
             policy,
             memory,
             unbroken: false,
+            is_mute: false,
             served: None,
             returned: None,
             contest: None,
@@ -232,6 +238,7 @@ impl Election {
             _ => self.learn_epoch(view),
         }
         self.served = decision.serve;
+        self.is_mute = decision.rule == Rule::FailStatic;
         decision
     }
 
@@ -325,8 +332,11 @@ impl Election {
         let is_contradicted = view.is_some_and(|view| {
             view.failover.is_some() || view.named.is_some_and(|(named, _)| named != incumbent)
         });
-        let stays =
-            self.served == Some(incumbent) && field.places().all(agrees) && !is_contradicted;
+        let begins = !self.is_mute;
+        let stays = self.served == Some(incumbent)
+            && (!begins || field.is_fresh(incumbent))
+            && field.places().all(agrees)
+            && !is_contradicted;
         self.unbroken = stays;
         stays.then_some(incumbent)
     }

@@ -123,7 +123,8 @@ impl Store {
 
     fn save(&self, bytes: &[u8]) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
-        let draft = self.folder.join(format!(".pool-{}.json.new", self.pool));
+        // Two processes may save at once while one takes over from the other.
+        let draft = self.folder.join(format!(".pool-{}.json.{}", self.pool, std::process::id()));
         match fs::remove_file(&draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -65,6 +65,8 @@ pub struct Monitor {
     last: Decision,
     sentinel: Option<PoolSentinels>,
     saver: Option<Saver>,
+    /// No other process does.
+    saves: bool,
     all_metrics: Arc<Metrics>,
     metrics: PoolMetrics,
     /// The zero of the election's time.
@@ -127,6 +129,7 @@ impl Monitor {
             last: Decision::starting(),
             sentinel: None,
             saver: store.map(Saver::new),
+            saves: true,
             all_metrics: metrics.clone(),
             metrics: metrics.pool(&pool.name),
             started,
@@ -184,6 +187,7 @@ impl Monitor {
                         self.reconfigure(*pool);
                         let _ = done.send(());
                     }
+                    Some(Order::LeaveState) => self.saves = false,
                     Some(Order::End) | None => {
                         self.end();
                         return Ok(());
@@ -294,10 +298,15 @@ impl Monitor {
 
     fn decide(&mut self) {
         let now = self.started.elapsed();
+        let patience = self.config.check.lease_patience();
         let members: Vec<_> = self
             .members
             .iter()
-            .map(|member| election::Member { state: member.state(), checked: member.checked })
+            .map(|member| election::Member {
+                state: member.state(),
+                checked: member.checked,
+                fresh: self.passed.is_some_and(|passed| passed.elapsed() <= patience),
+            })
             .collect();
         if self.sentinel.as_mut().is_some_and(PoolSentinels::renew) {
             self.news = Instant::now();
@@ -305,7 +314,7 @@ impl Monitor {
         let view = self.sentinel.as_ref().map(PoolSentinels::view);
         let before = self.election.memory().cloned();
         let decision = self.election.decide(now, &members, view);
-        if let (Some(saver), Some(memory)) = (&self.saver, self.election.memory())
+        if let (Some(saver), Some(memory), true) = (&self.saver, self.election.memory(), self.saves)
             && before.as_ref() != Some(memory)
         {
             saver.save(memory, &self.names);

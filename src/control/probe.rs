@@ -71,6 +71,13 @@ impl Watch {
         Self { id, route, pace, waiting: Some(probe), running: None }
     }
 
+    /// The backend passed its last check at this address, over another probe.
+    pub(super) fn expect(&mut self, address: Option<&Address>) {
+        if let Some(probe) = &mut self.waiting {
+            probe.passed_at = address.cloned();
+        }
+    }
+
     /// Starts it, once.
     pub(super) fn start(&mut self, tasks: &mut JoinSet<()>) {
         if let Some(probe) = self.waiting.take() {

@@ -106,8 +106,10 @@ async fn survey(pool: &Pool) -> Vec<Finding> {
         .as_ref()
         .zip(book.as_ref())
         .map(|(council, book)| council.view(|address| book.place_of(address)));
-    let members: Vec<_> =
-        states.iter().map(|state| election::Member { state, checked: Duration::ZERO }).collect();
+    let members: Vec<_> = states
+        .iter()
+        .map(|state| election::Member { state, checked: Duration::ZERO, fresh: true })
+        .collect();
     let mut election = Election::new(pool.on_unexplained_heir, None);
     let decision = election.decide(Duration::ZERO, &members, view.as_ref());
 

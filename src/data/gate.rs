@@ -198,11 +198,9 @@ impl Gate {
 
 /// Adds one, unless there are `max`.
 fn take_place(count: &AtomicUsize, max: usize) -> bool {
-    let taken = count.fetch_add(1, Ordering::Relaxed) < max;
-    if !taken {
-        count.fetch_sub(1, Ordering::Relaxed);
-    }
-    taken
+    // Never beyond, so that the last one who leaves sees that it is the last.
+    let more = |open| (open < max).then_some(open + 1);
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
 }
 
 fn as_size(count: NonZero<u32>) -> usize {

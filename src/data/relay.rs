@@ -144,9 +144,11 @@ impl<'a, C: Side, B: Side> Relay<'a, C, B> {
             return None;
         }
         let now = Instant::now();
-        let quiet = &mut self.timers.get_or_insert_default().quiet;
-        let (last, sleep) = quiet.get_or_insert_with(|| (now, Box::pin(sleep_until(now + limit))));
-        if moved {
+        let timers = self.timers.get_or_insert_default();
+        let (last, sleep) =
+            timers.quiet.get_or_insert_with(|| (now, Box::pin(sleep_until(now + limit))));
+        // What waits to be passed on is not quiet: the process itself has stood still.
+        if moved || timers.stalled.is_some() {
             *last = now;
         }
         while sleep.as_mut().poll(cx).is_ready() {

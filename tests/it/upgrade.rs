@@ -215,3 +215,23 @@ fn a_unix_socket_is_handed_over_with_its_file() {
     Rolegate::signal_successor(process, Signal::TERM);
     eventually("the file goes with the last process", || (!path.exists()).then_some(()));
 }
+
+#[test]
+fn both_processes_take_over_a_renewed_password() {
+    let group = Group::start(1);
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("password");
+    fs::write(&file, PASSWORD).unwrap();
+    let auth = format!("password_file: '{}'", file.display());
+    let config = group.config().replace(&format!("password: '{PASSWORD}'"), &auth);
+    let rolegate = Rolegate::start_ready(&config);
+    let mut client = Client::login(rolegate.address(), PASSWORD).unwrap();
+    rolegate.upgrade();
+    group.nodes[0].call(&["CONFIG", "SET", "requirepass", "another-one"]);
+    fs::write(&file, "another-one").unwrap();
+    eventually("both say so", || {
+        (rolegate.log("took over a file that the config names").len() == 2).then_some(())
+    });
+    assert!(lives(&mut client));
+    assert_eq!(rolegate.log("serves without checks").len(), 0);
+}

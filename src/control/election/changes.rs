@@ -38,13 +38,14 @@ fn promoted(replid: &str, from: &str, run_id: &str) -> State {
 struct Pool {
     election: Election,
     now: Duration,
+    fresh: bool,
 }
 
 impl Pool {
     /// With an incumbent at place 0.
     fn served() -> Self {
         let election = Election::new(OnUnexplainedHeir::Hold, None);
-        let mut pool = Self { election, now: Duration::ZERO };
+        let mut pool = Self { election, now: Duration::ZERO, fresh: true };
         for _ in 0..2 {
             assert_eq!(pool.decide(&[master(), replica()]).serve, Some(0));
         }
@@ -58,7 +59,8 @@ impl Pool {
     fn decide_with(&mut self, states: &[State], view: Option<&SentinelView>) -> Decision {
         self.now += Duration::from_millis(100);
         let checked = self.now;
-        let members: Vec<_> = states.iter().map(|state| Member { state, checked }).collect();
+        let members: Vec<_> =
+            states.iter().map(|state| Member { state, checked, fresh: self.fresh }).collect();
         self.election.decide(self.now, &members, view)
     }
 }
@@ -118,6 +120,18 @@ fn a_refused_login_keeps_nobody_where_anything_else_is_seen() {
 }
 
 #[test]
+fn a_refusal_after_a_time_without_checks_keeps_nobody() {
+    let mut pool = Pool::served();
+    pool.fresh = false;
+    assert_eq!(pool.decide(&[REFUSED, REFUSED]).serve, None);
+    // Once it is kept, no check can pass any more.
+    let mut pool = Pool::served();
+    assert_eq!(pool.decide(&[REFUSED, REFUSED]).rule, Rule::FailStatic);
+    pool.fresh = false;
+    assert_eq!(pool.decide(&[REFUSED, REFUSED]).rule, Rule::FailStatic);
+}
+
+#[test]
 fn another_process_behind_the_refusal_is_no_incumbent() {
     let mut pool = Pool::served();
     assert_eq!(pool.decide(&[REFUSED, REFUSED]).rule, Rule::FailStatic);
@@ -130,7 +144,7 @@ fn another_process_behind_the_refusal_is_no_incumbent() {
 #[test]
 fn a_pool_that_serves_nobody_does_not_begin_to_by_a_refusal() {
     let mut election = Election::new(OnUnexplainedHeir::Hold, None);
-    let members = [Member { state: &REFUSED, checked: Duration::ZERO }];
+    let members = [Member { state: &REFUSED, checked: Duration::ZERO, fresh: true }];
     assert_eq!(election.decide(Duration::ZERO, &members, None).serve, None);
 }
 

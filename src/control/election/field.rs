@@ -29,6 +29,10 @@ impl<'a> Field<'a> {
         self.members[place].state
     }
 
+    pub(super) fn is_fresh(&self, place: usize) -> bool {
+        self.members[place].fresh
+    }
+
     pub(super) fn is_starting(&self) -> bool {
         self.members.iter().any(|member| *member.state == State::Unchecked)
     }

@@ -300,7 +300,7 @@ impl Proxy {
 
     fn decide(&mut self, states: &[State]) -> Decision {
         let members: Vec<_> =
-            states.iter().map(|state| Member { state, checked: self.now }).collect();
+            states.iter().map(|state| Member { state, checked: self.now, fresh: true }).collect();
         self.election.decide(self.now, &members, self.view.as_ref())
     }
 }

@@ -24,6 +24,7 @@ use crate::{
 /// What a monitor can be told.
 pub(super) enum Order {
     Reconfigure(Box<config::Pool>, oneshot::Sender<()>),
+    LeaveState,
     End,
 }
 
@@ -45,6 +46,11 @@ impl Orders {
         }
     }
 
+    /// Saves nothing any more: another process does.
+    pub async fn leave_state(&self) {
+        let _ = self.0.send(Order::LeaveState).await;
+    }
+
     /// Ends the watch, and with it every session on the pool.
     pub async fn end(self) {
         let _ = self.0.send(Order::End).await;
@@ -63,7 +69,11 @@ impl Monitor {
         let is_probe_same = (&old.auth, &old.tls) == (&new.auth, &new.tls)
             && is_way_same
             && old.check.fall == new.check.fall;
-        let is_council_same = old.sentinel == new.sentinel && is_way_same;
+        let is_line_same = old.sentinel == new.sentinel && is_way_same;
+        let seats = |sentinel: &config::Sentinel| {
+            (sentinel.addresses.clone(), sentinel.master_name.clone(), sentinel.quorum)
+        };
+        let is_council_same = old.sentinel.as_ref().map(seats) == new.sentinel.as_ref().map(seats);
 
         let mut kept: Vec<_> = new.backends.iter().map(|_| None).collect();
         for (mut member, place) in mem::take(&mut self.members).into_iter().zip(&to) {
@@ -85,15 +95,20 @@ impl Monitor {
         let old_status = mem::take(&mut self.published.status().backends);
         if !is_council_same {
             self.forget_sentinels(&old);
+        } else if let (Some(sentinel), Some(config), false) =
+            (&mut self.sentinel, &self.config.sentinel, is_line_same)
+        {
+            sentinel.reconnect(&self.config, config);
         }
         self.names.clear();
         for (place, member) in kept.into_iter().enumerate() {
             let member = match member {
                 Some(mut member) => {
                     if !is_probe_same {
-                        let watch = self.watch(place);
+                        let mut watch = self.watch(place);
                         // DNS may be down just now.
                         watch.route.take_over(&member.watch.route);
+                        watch.expect(member.state().answer().map(|answer| &answer.address));
                         member.watch = watch;
                     }
                     member

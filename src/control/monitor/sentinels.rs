@@ -79,6 +79,11 @@ impl PoolSentinels {
         }
     }
 
+    /// They are reached in another way from now on. What they said last holds until they answer.
+    pub(super) fn reconnect(&mut self, pool: &config::Pool, config: &config::Sentinel) {
+        (self.sentinels, self.news) = Sentinels::new(&pool.name, config, &pool.check);
+    }
+
     /// The pool has other backends from now on, with these routes.
     pub(super) fn renumber(
         &mut self,

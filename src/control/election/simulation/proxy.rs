@@ -117,7 +117,11 @@ impl Sim {
         let members: Vec<_> = self
             .eyes
             .iter()
-            .map(|eye| Member { state: eye.health.state(), checked: time(eye.checked) })
+            .map(|eye| Member {
+                state: eye.health.state(),
+                checked: time(eye.checked),
+                fresh: true,
+            })
             .collect();
         let now = time(self.now);
         let decision = self.election.decide(now, &members, self.view.as_ref());
