@@ -21,6 +21,7 @@ mod privileges;
 mod proxy_protocol;
 mod reload;
 mod sentinel;
+mod soak;
 mod support;
 mod tls;
 mod tls_faults;

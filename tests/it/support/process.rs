@@ -12,3 +12,11 @@ pub fn cpu_time(process: u32) -> Duration {
     };
     Duration::from_nanos(tasks.map(Result::unwrap).filter_map(ran).sum())
 }
+
+/// How many files it has open. Pipes for bulk, which workers keep, are left out.
+pub fn descriptors(process: u32) -> usize {
+    let files = fs::read_dir(format!("/proc/{process}/fd")).unwrap().map(Result::unwrap);
+    // One may be closed meanwhile.
+    let links = files.filter_map(|file| fs::read_link(file.path()).ok());
+    links.filter(|link| !link.to_string_lossy().starts_with("pipe:")).count()
+}

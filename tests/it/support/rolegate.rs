@@ -140,7 +140,8 @@ impl Rolegate {
     /// The log lines with this message so far.
     pub fn log(&self, message: &str) -> Vec<Value> {
         let lines = self.lines.lock().unwrap();
-        let parsed = lines.iter().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        let likely = lines.iter().filter(|line| line.contains(message));
+        let parsed = likely.map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
         parsed.filter(|line| line["message"] == message).collect()
     }
 
