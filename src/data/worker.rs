@@ -1,6 +1,7 @@
 //! Worker threads: each runs its share of the sessions on a runtime of its own.
 
 use std::{
+    future::pending,
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -238,8 +239,7 @@ async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken
         let job = select! {
             () = stop.cancelled() => return,
             job = jobs.recv() => job,
-            // One that was told to end is no loss.
-            Some(Err(_)) = tasks.join_next() => None,
+            () = panicked(&mut tasks) => return,
         };
         match job {
             Some(Job::Accept(listener)) => match listener.register() {
@@ -253,6 +253,17 @@ async fn work(here: Here, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken
             Some(Job::Keep(spares)) => drop(tasks.spawn(spares.keep(here.worker.number))),
             Some(Job::Serve(session, load)) => resume(session, load),
             None => return,
+        }
+    }
+}
+
+/// Waits until one of the tasks panics. One that was told to end is no loss.
+async fn panicked(tasks: &mut JoinSet<()>) {
+    loop {
+        match tasks.join_next().await {
+            Some(Ok(())) => {}
+            Some(Err(_)) => return,
+            None => pending().await,
         }
     }
 }
@@ -287,17 +298,85 @@ impl Drop for Load {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::{
+        sync::watch,
+        time::{Instant, timeout},
+    };
+
     use super::*;
+    use crate::{
+        data::reach::Reach,
+        net::Tuning,
+        topology::{Reason, Rule, Verdict, View},
+    };
+
+    fn gauge() -> IntGauge {
+        IntGauge::new("sessions", "Sessions.").unwrap()
+    }
+
+    /// A worker that does not run, and its jobs.
+    fn worker(number: usize) -> (Arc<Worker>, mpsc::Receiver<Job>) {
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        (Arc::new(Worker { number, queue, sessions: gauge(), running: Mutex::default() }), jobs)
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    /// Spare connections for so many workers. On any other the task that keeps them panics.
+    fn spares(workers: usize) -> Arc<Spares> {
+        let reason = Reason { rule: Rule::Starting, words: "".into() };
+        let verdict = Verdict::Refuse(reason);
+        let view = View { epoch: 0, since: Instant::now(), unserved_since: None, verdict };
+        let (_, view) = watch::channel(Arc::new(view));
+        let patience = Duration::from_secs(1);
+        let reach = Reach { tuning: Tuning { patience, congestion: None }, tls: None };
+        Arc::new(Spares::new(1, workers, view, patience, reach, gauge()))
+    }
+
+    #[test]
+    fn a_task_that_panics_ends_its_worker_also_after_another_one_ended() {
+        for others in [0, 1, 5] {
+            let (worker, jobs) = worker(0);
+            let here = Here {
+                worker: worker.clone(),
+                workers: Workers { all: [worker.clone()].into(), next: Arc::default() },
+            };
+            for _ in 0..others {
+                let ended = spares(1);
+                ended.stop();
+                worker.queue.try_send(Job::Keep(ended)).unwrap();
+            }
+            worker.queue.try_send(Job::Keep(spares(0))).unwrap();
+            block_on(async {
+                let ends =
+                    timeout(Duration::from_secs(5), work(here, jobs, CancellationToken::new()));
+                assert!(ends.await.is_ok(), "it runs on without one of its tasks, {others}");
+            });
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_thread_is_told() {
+        let (workers, ends) =
+            Workers::start(vec![gauge(), gauge()], &CancellationToken::new(), 0).unwrap();
+        for (worker, mut end) in workers.all.iter().zip(ends) {
+            assert!(matches!(end.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
+            worker.queue.blocking_send(Job::Keep(spares(0))).unwrap();
+            let ended = async { timeout(Duration::from_secs(20), end).await.is_ok() };
+            assert!(block_on(ended), "worker {}", worker.number);
+        }
+    }
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "as sessions are")]
     fn a_session_that_panics_takes_no_other_with_it() {
-        let sessions = IntGauge::new("sessions", "Sessions.").unwrap();
-        let (queue, _) = mpsc::channel(1);
-        let running = Mutex::default();
-        let worker = Arc::new(Worker { number: 0, queue, sessions: sessions.clone(), running });
-        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
+        let (worker, _jobs) = worker(0);
+        let sessions = worker.sessions.clone();
+        block_on(async {
             let load = worker.add_load();
             let broken = tokio::spawn(async move {
                 let _load = load;
