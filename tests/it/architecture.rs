@@ -123,6 +123,34 @@ fn the_pure_core_has_no_clock_no_tasks_and_no_io() {
 }
 
 #[test]
+fn no_decision_depends_on_the_time_of_day() {
+    // A certificate is valid until some day. All else is measured with the monotonic clock, which
+    // `std::time::Instant` is, too; clippy asks for tokio's.
+    let may = ["src/config/tls.rs", "src/config/tls/trust.rs"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.join("src")];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            files += 1;
+            let file = path.strip_prefix(root).unwrap().display().to_string();
+            let source = fs::read_to_string(&path).unwrap();
+            for word in ["SystemTime", "UNIX_EPOCH", "UnixTime", "chrono::", ".modified(", "clock_"]
+            {
+                let is_there = shipped(&source).contains(word);
+                assert!(!is_there || may.contains(&file.as_str()), "{file} has {word}");
+            }
+        }
+    }
+    assert!(files > 50, "{files}");
+}
+
+#[test]
 fn imports_are_found_in_every_shape() {
     let source =
         "use crate::{\n    a::{b, c},\n    d,\n};\nuse crate::e::F;\nfn f(x: crate::g::H) {}";

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
+
 use crate::support::{
     Client, Group, Node, PASSWORD, Rolegate, config, config_of_pools, eventually, write_config,
 };
@@ -49,6 +51,35 @@ fn running_out_of_descriptors_does_not_end_the_listener() {
     });
     rolegate.wait_no_sessions();
     assert!(rolegate.metric(r#"rolegate_accept_errors_total{listener="redis"}"#) >= 1.0);
+}
+
+#[test]
+fn without_descriptors_sessions_checks_and_the_config_stay() {
+    let node = Node::start(&[]);
+    let config = config(&[node.address()], None);
+    let mut rejected = 0.0;
+    // A client takes two: in one of the cases there is one left, for the client alone.
+    for limit in [60, 61] {
+        let rolegate = Rolegate::start_ready(&config);
+        let mut inside = served(&rolegate);
+        let checks = rolegate.checks("n0");
+        rolegate.limit_descriptors(limit);
+        let many: Vec<Client> = (0..40).map(|_| rolegate.client()).collect();
+        rolegate.wait_log("cannot accept");
+        rolegate.signal(Signal::HUP);
+        rolegate.wait_log("not reloaded");
+        let closed = rolegate.log("session closed");
+        assert!(closed.iter().all(|line| line["reason"] == "no_resources"), "{closed:?}");
+        rejected += closed.len() as f64;
+        assert_eq!(inside.call(&["PING"]).unwrap().text(), "PONG");
+        drop(many);
+        rolegate.wait_log("accepts clients again");
+        eventually("checks went on", || (rolegate.checks("n0") > checks + 5.0).then_some(()));
+        assert!(rolegate.log("backend is down").is_empty());
+        assert!(rolegate.reload(&config));
+        assert_eq!(served(&rolegate).call(&["PING"]).unwrap().text(), "PONG");
+    }
+    assert!(rejected > 0.0, "nobody was let in who could not be connected");
 }
 
 #[test]

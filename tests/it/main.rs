@@ -26,6 +26,7 @@ mod support;
 mod tls;
 mod tls_faults;
 mod traffic;
+mod trouble;
 mod truth;
 mod unix;
 mod upgrade;

@@ -62,11 +62,16 @@ impl Rolegate {
     /// The same where `/etc` is this folder, with a `hosts` and an `nsswitch.conf` of its own. Needs
     /// root, or a system that lets others have user namespaces.
     pub fn start_in(etc: &Path, config: &str) -> Self {
+        Self::start_mounted(&format!("--bind '{}' /etc", etc.display()), config)
+    }
+
+    /// The same after a `mount` with these arguments, which nobody else sees.
+    pub fn start_mounted(mount: &str, config: &str) -> Self {
         let (folder, file) = write_config(config);
         let flags = if rustix::process::getuid().is_root() { "-m" } else { "-rm" };
-        let script = "mount --bind \"$1\" /etc && exec \"$0\" -f \"$2\"";
+        let script = format!("mount {mount} && exec \"$0\" -f \"$1\"");
         let mut command = Command::new("unshare");
-        let command = command.args([flags, "sh", "-c", script, PROGRAM]).arg(etc).arg(file);
+        let command = command.args([flags, "sh", "-c", &script, PROGRAM]).arg(file);
         Self::spawn(command, folder)
     }
 
