@@ -96,21 +96,24 @@ impl Successor {
 
     /// Waits until it accepts clients; else tells why it does not. May be dropped and called again.
     pub(super) async fn ready(&mut self) -> Result<(), String> {
-        while !self.heard.ends_with(READY) {
+        while self.heard != READY {
             match timeout_at(self.deadline, self.line.readable()).await {
                 Err(_) => return Err(format!("it was not ready in {} s", PATIENCE.as_secs())),
                 Ok(Err(error)) => return Err(error.to_string()),
                 Ok(Ok(())) => {}
             }
             let mut bytes = [0; READY.len()];
-            match self.line.try_read(&mut bytes) {
+            let rest = READY.len() - self.heard.len();
+            match self.line.try_read(&mut bytes[..rest]) {
                 Ok(0) => {
                     return Err("it has ended; its own lines tell why".to_owned());
                 }
-                Ok(read) if self.heard.len() < READY.len() => {
+                Ok(read) => {
                     self.heard.extend_from_slice(&bytes[..read]);
+                    if !READY.starts_with(&self.heard) {
+                        return Err("it speaks another language".to_owned());
+                    }
                 }
-                Ok(_) => return Err("it speaks another language".to_owned()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error.to_string()),
             }
@@ -129,5 +132,58 @@ impl Successor {
     pub(super) fn give_up(mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What is made of these words, which come one by one, from a process that ends then.
+    fn made_of(words: &[Vec<u8>]) -> Result<(), String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (line, mut its_end) = StdUnixStream::pair().unwrap();
+            line.set_nonblocking(true).unwrap();
+            let child = Command::new("true").spawn().unwrap();
+            let line = UnixStream::from_std(line).unwrap();
+            let deadline = Instant::now() + PATIENCE;
+            let mut successor = Successor { child, line, deadline, heard: Vec::new() };
+            for word in words {
+                its_end.write_all(word).unwrap();
+                // As when a signal comes meanwhile.
+                let _ = timeout_at(Instant::now(), successor.ready()).await;
+            }
+            drop(its_end);
+            let ready = successor.ready().await;
+            successor.give_up();
+            ready
+        })
+    }
+
+    #[test]
+    fn only_one_that_says_so_is_ready() {
+        let word = |text: &str| text.as_bytes().to_vec();
+        assert_eq!(made_of(&[word("ready\n")]), Ok(()));
+        assert_eq!(made_of(&[word("re"), word("ady"), word("\n")]), Ok(()));
+        for other in ["", "ready", "xready\n", "READY\n", "error\n"] {
+            assert!(made_of(&[word(other)]).is_err(), "{other:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn nothing_else_is_taken_for_ready(
+            words in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 0..4)
+        ) {
+            let is_ready = words.concat().starts_with(READY);
+            prop_assert_eq!(made_of(&words).is_ok(), is_ready);
+        }
     }
 }
