@@ -278,10 +278,16 @@ fn show_listeners(page: &mut Page, report: &Report, before: Option<(Duration, &R
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// A report with this listener of this address, which has had so many sessions and bytes.
     fn report(name: &str, address: &str, total: u64) -> Report {
+        serde_json::from_value(as_json(name, address, total)).unwrap()
+    }
+
+    fn as_json(name: &str, address: &str, total: u64) -> serde_json::Value {
         let backend = |role: &str, link: &str, offset: u64| {
             format!(
                 r#"{{"address": "{address}", "state": "up", "role": "{role}", "evidence": "", "resolved": "10.0.0.1:6379",
@@ -352,5 +358,48 @@ mod tests {
         assert!(!report.is_served());
         report.pools.0.clear();
         assert!(!report.is_served());
+    }
+
+    proptest! {
+        // What answers at the address may be anything.
+        #[test]
+        fn no_answer_panics(
+            name in "\\PC{0,30}",
+            number in prop_oneof![
+                any::<f64>().prop_map(|number| serde_json::json!(number)),
+                any::<i64>().prop_map(|number| serde_json::json!(number)),
+                any::<u64>().prop_map(|number| serde_json::json!(number)),
+                "\\PC{0,9}".prop_map(|text| serde_json::json!(text)),
+                Just(serde_json::Value::Null),
+            ],
+            place in any::<prop::sample::Index>(),
+            width in 40usize..160,
+        ) {
+            let mut odd = as_json("m", "a:1", 9);
+            let mut places = Vec::new();
+            let mut todo = vec![String::new()];
+            while let Some(path) = todo.pop() {
+                match odd.pointer(&path) {
+                    Some(serde_json::Value::Object(map)) => {
+                        todo.extend(map.keys().map(|key| format!("{path}/{key}")));
+                    }
+                    Some(serde_json::Value::Array(list)) => {
+                        todo.extend((0..list.len()).map(|at| format!("{path}/{at}")));
+                    }
+                    _ => places.push(path),
+                }
+            }
+            *odd.pointer_mut(place.get::<String>(&places)).unwrap() = number;
+            odd["pools"]["main"]["reason"] = name.clone().into();
+            odd["listeners"][&name] = odd["listeners"]["m"].clone();
+            if let Ok(odd) = serde_json::from_value::<Report>(odd) {
+                let usual = report("m", "a:1", 9);
+                let _ = odd.is_served();
+                for before in [None, Some((Duration::ZERO, &usual))] {
+                    prop_assert!(!table(&odd, before, screen(width)).is_empty());
+                }
+                let _ = table(&usual, Some((Duration::from_secs(1), &odd)), screen(width));
+            }
+        }
     }
 }
