@@ -146,3 +146,50 @@ async fn resolved<F: Future<Output = ()>>(future: &mut Option<Pin<Box<F>>>) {
         None => pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::{
+        super::running::{Base, End},
+        *,
+    };
+    use crate::{data::hold::Holds, metrics::Metrics};
+
+    /// Nothing runs but what a test lets end.
+    fn running() -> Running {
+        let (workers, _) = Workers::start(Vec::new(), &CancellationToken::new(), 0).unwrap();
+        let (_, returns) = Holds::new().unwrap();
+        let base = Base {
+            metrics: Arc::new(Metrics::new(0).unwrap()),
+            total: Arc::new(Total::new(1)),
+            workers,
+            worker_count: 0,
+            returns,
+            congestion: None,
+            state_dir: None,
+        };
+        let (orders, _) = mpsc::channel(1);
+        Running::new(base, CancellationToken::new(), orders)
+    }
+
+    #[tokio::test]
+    async fn a_part_that_is_lost_or_panics_ends_the_process_and_one_that_was_asked_does_not() {
+        let mut running = running();
+        running.ends.spawn(async { End::Asked });
+        let end = running.ends.join_next().await.unwrap();
+        assert!(running.note_end(end).is_ok());
+
+        let name = "the monitor of pool p".to_owned();
+        running.ends.spawn(async { End::Lost(name) });
+        let end = running.ends.join_next().await.unwrap();
+        let error = running.note_end(end).unwrap_err().to_string();
+        assert!(error.contains("the monitor of pool p has ended"), "{error}");
+
+        // As the admin's task would, or a monitor itself.
+        running.ends.spawn(async { panic!("as it should") });
+        let end = running.ends.join_next().await.unwrap();
+        assert!(matches!(running.note_end(end), Err(AppError::Ended(_))));
+    }
+}

@@ -245,3 +245,60 @@ fn silent(address: &HostPort) -> SentinelStatus {
     let says = "has not answered yet".to_owned();
     SentinelStatus { address: address.to_string(), says, up: false }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use tokio::{task::JoinSet, time::timeout};
+
+    use super::*;
+    use crate::{metrics::Metrics, topology::Published};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A monitor of what nobody answers at, with a Sentinel and a folder to save to.
+    fn monitor(folder: &Path) -> (Monitor, Published, Orders) {
+        let text = "listeners: { a: { bind: 127.0.0.1:9, pool: p } }\n\
+                    pools:\n  p:\n    backends: { b: 127.0.0.1:1 }\n    \
+                    sentinel: { master_name: m, addresses: [127.0.0.1:2] }\n";
+        let config = config::Config::parse(Path::new("x.yaml"), text).unwrap();
+        let metrics = Arc::new(Metrics::new(1).unwrap());
+        Monitor::new(config.pools[0].clone(), Some(folder), &metrics)
+    }
+
+    async fn ends(monitor: Monitor) -> Option<Result<(), Lost>> {
+        timeout(PATIENCE, monitor.run()).await.ok()
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_or_ends_is_missed() {
+        let folder = tempfile::tempdir().unwrap();
+        for panics in [true, false] {
+            let (mut monitor, _published, _orders) = monitor(folder.path());
+            monitor.tasks.spawn(async move { assert!(!panics, "as it should") });
+            assert!(matches!(ends(monitor).await, Some(Err(Lost))), "{panics}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_that_was_told_to_end_is_not_missed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut monitor, _published, orders) = monitor(folder.path());
+        monitor.tasks.spawn(std::future::pending()).abort();
+        let mut tasks = JoinSet::new();
+        let running = tasks.spawn(monitor.run());
+        let changed = config_with_two_backends();
+        timeout(PATIENCE, orders.reconfigure(changed)).await.unwrap();
+        assert!(!running.is_finished());
+        orders.end().await;
+        let ended = timeout(PATIENCE, tasks.join_next()).await.unwrap();
+        assert!(matches!(ended, Some(Ok(Ok(())))), "{ended:?}");
+    }
+
+    fn config_with_two_backends() -> config::Pool {
+        let text = "listeners: { a: { bind: 127.0.0.1:9, pool: p } }\n\
+                    pools: { p: { backends: { c: 127.0.0.1:1, d: 127.0.0.1:3 } } }\n";
+        config::Config::parse(Path::new("x.yaml"), text).unwrap().pools[0].clone()
+    }
+}
