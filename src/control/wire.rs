@@ -297,3 +297,98 @@ impl AsyncWrite for Tapped {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use tokio::{
+        net::{TcpListener, TcpStream},
+        runtime,
+        time::timeout,
+    };
+
+    use super::*;
+
+    const MAX_BYTES: usize = 4096;
+
+    /// Asks two questions over a line and over a wire at whose other end these pieces come, and then
+    /// the end. Tells whether the line was answered.
+    fn ask(pieces: &[Vec<u8>]) -> Option<bool> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let both = async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let connect = async || {
+                let address = listener.local_addr().unwrap();
+                let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+                (Stream::Plain(near.unwrap()), far.unwrap().0)
+            };
+            let say = async |mut far: TcpStream| {
+                far.set_nodelay(true).unwrap();
+                for piece in pieces {
+                    // The other side may have heard enough.
+                    let _ = far.write_all(piece).await;
+                    tokio::task::yield_now().await;
+                }
+                let _ = far.shutdown().await;
+                far
+            };
+            let mut questions = Pipeline::new();
+            questions.cmd("PING").cmd("INFO");
+
+            let (near, far) = connect().await;
+            let mut line = Line::new(near, MAX_BYTES);
+            let packed = Questions::new(&questions);
+            let (answered, _far) = tokio::join!(line.ask(&packed), say(far));
+            let is_answered = answered.is_ok_and(|replies| replies.len() == 2);
+            assert!(is_answered || line.is_cut(), "what comes later answers nothing");
+
+            let (near, far) = connect().await;
+            let talk = async {
+                let info = RedisConnectionInfo::default();
+                let config = AsyncConnectionConfig::new();
+                let mut wire = Wire::new(near, MAX_BYTES, info, config).await?;
+                wire.send(&questions).await
+            };
+            let _ = tokio::join!(talk, say(far));
+            is_answered
+        };
+        runtime.block_on(async { timeout(Duration::from_secs(20), both).await.ok() })
+    }
+
+    #[test]
+    fn replies_come_in_any_pieces_and_nothing_else_is_one() {
+        let replies = b"+PONG\r\n$5\r\nab\r\nc\r\n";
+        for at in 0..replies.len() {
+            let (one, other) = replies.split_at(at);
+            assert_eq!(ask(&[one.to_vec(), other.to_vec()]), Some(true), "{at}");
+            assert_eq!(ask(&[one.to_vec()]), Some(false), "{at}");
+        }
+        let long = [b"+PONG\r\n$9000\r\n".to_vec(), vec![b'x'; 9000], b"\r\n".to_vec()];
+        assert_eq!(ask(&long), Some(false));
+        let deep = b"*1\r\n".repeat(900);
+        assert_eq!(ask(&[deep]), Some(false));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn no_words_of_a_peer_panic_or_keep_a_check(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    // What looks like RESP, of either version.
+                    "[-+:$*%~>|=(,#_!](-?[0-9]{0,3}|2147483647|18446744073709551616|t|inf|nan)\r\n"
+                        .prop_map(String::into_bytes),
+                    "[-+:,(][A-Z]{0,9} [ -~]{0,30}\r\n".prop_map(String::into_bytes),
+                    "[$=][0-9]\r\n[ -~]{0,9}\r\n".prop_map(String::into_bytes),
+                    prop::collection::vec(any::<u8>(), 0..40),
+                ],
+                0..12,
+            )
+        ) {
+            prop_assert!(ask(&pieces).is_some(), "it ends with the connection");
+        }
+    }
+}
