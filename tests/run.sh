@@ -24,6 +24,11 @@ say "Lints"
 cargo clippy --locked --all-targets -- -D warnings
 say "Documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
+if cargo deny --version >/dev/null 2>&1; then
+    say "Licenses, bans and sources of what is built in"
+    # Advisories come from the network: `cargo deny check advisories`.
+    cargo deny --offline check licenses bans sources
+fi
 say "Unit tests"
 cargo test --locked --lib --quiet
 say "Integration tests, on real Redis"
