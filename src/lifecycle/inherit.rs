@@ -21,6 +21,9 @@ pub const UPGRADE: &str = "ROLEGATE_UPGRADE";
 /// The names of the sockets, in systemd's words.
 pub const NAMES: &str = "LISTEN_FDNAMES";
 
+/// More sockets than anybody passes. Each number up to what is said is looked at.
+const MAX_PASSED: u64 = 65_536;
+
 /// How long the older one may take to say that this is the main process now. It says so at once.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -53,8 +56,14 @@ impl Inherited {
     pub fn take() -> Self {
         let names = env::var(NAMES).unwrap_or_default();
         let mut names = names.split(':').map(str::to_owned);
-        let mut passed = ListenFd::from_env();
         let mut inherited = Self { predecessor: Predecessor::find(), ..Self::default() };
+        let said = env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
+        let mut passed = if said <= MAX_PASSED {
+            ListenFd::from_env()
+        } else {
+            inherited.unusable.push(format!("LISTEN_FDS: {said} are more than {MAX_PASSED}"));
+            ListenFd::empty()
+        };
         for number in 0..passed.len() {
             let name = names.next().unwrap_or_default();
             let tcp = passed.take_tcp_listener(number).map(|socket| socket.map(Passed::Tcp));

@@ -221,6 +221,7 @@ fn descriptors_that_are_said_to_be_passed_and_are_not_stop_no_start() {
     let said = [
         ("LISTEN_FDS", "3"),
         ("LISTEN_FDS", "-1"),
+        ("LISTEN_FDS", "2000000000"),
         ("LISTEN_FDS", "99999999999999"),
         ("LISTEN_FDNAMES", long.as_str()),
         ("LISTEN_FDNAMES", ":::\u{1b}[31m"),
