@@ -590,7 +590,12 @@ impl Election {
             return Decision::not(Rule::Returning, unseen);
         }
         if field.others_are_its_replicas(only) {
-            return Decision::serve(only, Rule::Restarted);
+            // What they said before may be from before a pause of this process itself.
+            let since = self.returned.unwrap_or_default();
+            return match field.others_not_checked_since(only, since) {
+                unseen if unseen.is_empty() => Decision::serve(only, Rule::Restarted),
+                unseen => Decision::not(Rule::Returning, unseen),
+            };
         }
         Decision::not(Rule::Gone, field.down())
     }

@@ -234,6 +234,16 @@ impl<'a> Field<'a> {
         self.down().into_iter().filter(|place| self.members[*place].checked < time).collect()
     }
 
+    /// Other members whose last check began before.
+    pub(super) fn others_not_checked_since(
+        &self,
+        place: usize,
+        time: std::time::Duration,
+    ) -> Vec<usize> {
+        let is_old = |other: &usize| *other != place && self.members[*other].checked < time;
+        self.places().filter(is_old).collect()
+    }
+
     /// Whether every other member is a replica, and none of another master.
     pub(super) fn others_are_its_replicas(&self, master: usize) -> bool {
         let astray = |(place, answer): (usize, &Answer)| {
