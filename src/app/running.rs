@@ -1,6 +1,8 @@
 //! What runs, and how a config changes it. The start is a change, too: from nothing.
 
-use std::{collections::HashMap, mem, path::PathBuf, sync::Arc, time::Duration};
+mod listeners;
+
+use std::{mem, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -10,6 +12,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::listeners::{Accepting, Leaving, RunningListener};
 use super::{
     AppError, drain,
     plan::{self, Plan, Socket},
@@ -20,16 +23,13 @@ use crate::{
     control::monitor::{Monitor, Orders},
     data::{
         gate::{Gate, Total},
-        handshake::{Handshake, Log},
         hold::Returns,
         listener,
-        reach::Reach,
-        session::Shared,
         spare::Spares,
         worker::Workers,
     },
     metrics::Metrics,
-    net::{Listening, Tuning, tls::Connector},
+    net::Listening,
     topology::Published,
 };
 
@@ -79,29 +79,6 @@ struct RunningPool {
     published: Published,
     orders: Orders,
     spares: Arc<Spares>,
-}
-
-struct RunningListener {
-    config: config::Listener,
-    pool: Arc<str>,
-    place: usize,
-    sockets: Vec<Accepting>,
-    shared: watch::Sender<Arc<Shared>>,
-    gate: Arc<Gate>,
-    is_drained: bool,
-}
-
-/// A listener that closes.
-struct Leaving {
-    name: Arc<str>,
-    sockets: Vec<Accepting>,
-    gate: Arc<Gate>,
-    place: usize,
-}
-
-struct Accepting {
-    socket: Socket,
-    stop: CancellationToken,
 }
 
 struct RunningAdmin {
@@ -443,6 +420,13 @@ impl Running {
         }
     }
 
+    /// Answers no more requests to the admin.
+    pub(super) fn stop_admin(&mut self) {
+        if let Some(admin) = self.admin.take() {
+            admin.stop.cancel();
+        }
+    }
+
     /// Closes the sockets of all listeners, and gives up what waits for their clients.
     pub(super) fn stop_listening(&mut self) {
         self.pools.iter().for_each(|pool| pool.spares.stop());
@@ -450,108 +434,6 @@ impl Running {
             listener.stop();
             listener.sockets.clear();
         }
-    }
-}
-
-impl Running {
-    /// Answers no more requests to the admin.
-    pub(super) fn stop_admin(&mut self) {
-        if let Some(admin) = self.admin.take() {
-            admin.stop.cancel();
-        }
-    }
-}
-
-impl RunningListener {
-    /// Whether it goes on as the listener of this name in front of this pool.
-    fn is(&self, name: &str, pool: &str) -> bool {
-        *self.config.name == *name && *self.pool == *pool && !self.is_drained
-    }
-
-    /// Whether it is the one of this name, and takes no clients any more.
-    fn is_drained(&self, name: &str) -> bool {
-        *self.config.name == *name && self.is_drained
-    }
-
-    /// What of it is to end.
-    fn leave(&mut self) -> Leaving {
-        let sockets = mem::take(&mut self.sockets);
-        let (name, gate) = (self.config.name.clone(), self.gate.clone());
-        Leaving { name, sockets, gate, place: self.place }
-    }
-
-    fn stop(&self) {
-        self.sockets.iter().for_each(|accepting| accepting.stop.cancel());
-    }
-
-    /// The same with this config, for those who come from now on.
-    fn change(mut self, new: &config::Listener, base: &Base, pools: &[RunningPool]) -> Self {
-        let shared = base.shared(new, &pools[new.pool], self.place, &self.gate);
-        self.shared.send_replace(Arc::new(shared));
-        self.config = new.clone();
-        self
-    }
-}
-
-impl Base {
-    async fn spares(&self, pool: &config::Pool, published: &Published) -> Arc<Spares> {
-        let spares = Arc::new(Spares::new(
-            pool.preconnect,
-            self.worker_count,
-            published.view.clone(),
-            pool.connect_timeout,
-            self.reach(pool),
-            self.metrics.preconnected(&pool.name),
-        ));
-        self.workers.keep(&spares).await;
-        spares
-    }
-
-    fn shared(
-        &self,
-        listener: &config::Listener,
-        pool: &RunningPool,
-        place: usize,
-        gate: &Arc<Gate>,
-    ) -> Shared {
-        let RunningPool { config: pool, published, spares, .. } = pool;
-        let failures = pool.backends.iter().map(|backend| {
-            let failures = self.metrics.connect_failures(&pool.name, &backend.name);
-            (backend.name.clone(), failures)
-        });
-        Shared {
-            listener: listener.name.clone(),
-            place,
-            pool: pool.name.clone(),
-            view: published.view.clone(),
-            connect_timeout: pool.connect_timeout,
-            reach: self.reach(pool),
-            handshake: (listener.tls.as_ref())
-                .map(|tls| Handshake::new(tls.acceptor.clone(), tls.handshake_timeout)),
-            expects_plain: listener.tls.is_none()
-                && !pool.tls.as_ref().is_some_and(|tls| tls.passthrough),
-            log: Log::new(listener.name.clone()),
-            lease_patience: pool.check.lease_patience(),
-            spares: spares.clone(),
-            gate: gate.clone(),
-            admission: listener.admission.clone(),
-            proxy: listener.proxy.clone(),
-            timeouts: listener.timeouts,
-            hold: listener.hold,
-            returns: self.returns.clone(),
-            hints: published.hints.clone(),
-            metrics: self.metrics.listener(&listener.name),
-            connect_failures: failures.collect::<HashMap<_, _>>(),
-        }
-    }
-
-    /// How sessions reach the pool's backends.
-    fn reach(&self, pool: &config::Pool) -> Reach {
-        let tls = pool.tls.as_ref().filter(|tls| !tls.passthrough);
-        let tls = tls.map(|tls| Connector::new(tls.connector.clone(), tls.server_name.clone()));
-        let tuning =
-            Tuning { patience: pool.check.patience(), congestion: self.congestion.clone() };
-        Reach { tuning, tls }
     }
 }
 

@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 mod changes;
+mod decision;
 mod field;
 mod incumbent;
 #[cfg(test)]
@@ -17,7 +18,10 @@ mod vectors;
 use std::time::Duration;
 
 use self::field::Field;
-pub use self::incumbent::Memory;
+pub use self::{
+    decision::{Decision, Member, SentinelView},
+    incumbent::Memory,
+};
 use crate::topology::{Answer, OnUnexplainedHeir, Role, Rule, State};
 
 /// How long an heir that nothing explains may keep the pool without a master.
@@ -34,65 +38,6 @@ const SELECTED: Duration = Duration::from_millis(500);
 /// After a failover that promoted nobody, no other one stops the incumbent for so long: one Sentinel
 /// alone says that it has begun.
 const DISTRUST: Duration = Duration::from_secs(60);
-
-/// One backend, as its checks prove it.
-#[derive(Clone, Copy, Debug)]
-pub struct Member<'a> {
-    /// What its checks prove.
-    pub state: &'a State,
-    /// When the last check that has ended began.
-    pub checked: Duration,
-    /// A served one has passed a check of late: since then the process has not stood still, nor has
-    /// the backend had time to be started anew unseen.
-    pub fresh: bool,
-}
-
-/// What the Sentinels agree on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SentinelView {
-    /// Some Sentinel's first question has not ended yet.
-    pub starting: bool,
-    /// The backend that a quorum names, and the config-epoch with which it does.
-    pub named: Option<(usize, u64)>,
-    /// A failover is under way, and it promotes this backend as far as is known.
-    pub failover: Option<Option<usize>>,
-    /// Every Sentinel has answered a question that was asked then or later, or it does not run.
-    pub complete_from: Option<Duration>,
-}
-
-impl SentinelView {
-    /// Whether a quorum names this backend.
-    fn names(&self, place: usize) -> bool {
-        self.named.is_some_and(|(named, _)| named == place)
-    }
-
-    /// Whether a quorum names this backend, and no failover is under way.
-    fn is_calm_about(&self, place: usize) -> bool {
-        self.names(place) && self.failover.is_none()
-    }
-
-    /// Whether every Sentinel has answered a question that was asked then or later.
-    fn is_complete_since(&self, time: Duration) -> bool {
-        self.complete_from.is_some_and(|from| from >= time)
-    }
-}
-
-/// The outcome.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// The place of the backend to serve. Only rules that serve have one.
-    pub serve: Option<usize>,
-    /// The rule that decided.
-    pub rule: Rule,
-    /// The other backends that the rule speaks of.
-    pub about: Vec<usize>,
-    /// Masters that are not, by their lineage.
-    pub refuted: Vec<usize>,
-    /// The Sentinels should be asked now.
-    pub ask: bool,
-    /// When to decide again, should nothing change before.
-    pub wake: Option<Duration>,
-}
 
 /// Decides for one pool, and remembers what that takes.
 #[derive(Debug)]
@@ -136,33 +81,6 @@ struct Selected {
 /// Whether it is up, as far as its refusal of a login tells.
 fn is_login_refused(state: &State) -> bool {
     matches!(state, State::Down(failure) if failure.is_login())
-}
-
-impl Decision {
-    /// What holds before anything is known.
-    pub fn starting() -> Self {
-        Self::not(Rule::Starting, Vec::new())
-    }
-
-    fn new(rule: Rule, serve: Option<usize>, about: Vec<usize>) -> Self {
-        Self { serve, rule, about, refuted: Vec::new(), ask: false, wake: None }
-    }
-
-    fn serve(place: usize, rule: Rule) -> Self {
-        Self::new(rule, Some(place), Vec::new())
-    }
-
-    fn not(rule: Rule, about: Vec<usize>) -> Self {
-        Self::new(rule, None, about)
-    }
-
-    fn about(self, about: Vec<usize>) -> Self {
-        Self { about, ..self }
-    }
-
-    fn until(self, wake: Duration) -> Self {
-        Self { wake: Some(wake), ..self }
-    }
 }
 
 impl Election {

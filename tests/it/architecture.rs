@@ -105,6 +105,7 @@ fn rooms_import_only_what_they_may() {
 fn the_pure_core_has_no_clock_no_tasks_and_no_io() {
     let pure = [
         "election",
+        "election/decision",
         "election/field",
         "election/incumbent",
         "health",
