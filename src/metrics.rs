@@ -65,6 +65,7 @@ pub struct Metrics {
     closed: IntCounterVec,
     accept_errors: IntCounterVec,
     refused: IntCounterVec,
+    max_connections: IntGauge,
     held: IntGaugeVec,
     held_total: IntCounterVec,
     hold_timeouts: IntCounterVec,
@@ -212,6 +213,12 @@ impl Metrics {
                 "Clients that could not be accepted: descriptors or memory ran out.",
                 &["listener"],
             )?,
+            max_connections: gauge(
+                "rolegate_max_connections",
+                "Clients of all listeners that may be in at once.",
+                &[],
+            )?
+            .with_label_values::<&str>(&[]),
             refused: counter(
                 "rolegate_listener_refused_total",
                 "Clients that were not let in, by reason.",
@@ -319,6 +326,11 @@ impl Metrics {
     /// The sessions of one worker.
     pub fn worker(&self, number: usize) -> IntGauge {
         self.worker_sessions.with_label_values(&[&number.to_string()])
+    }
+
+    /// Shows how many clients may be in at once.
+    pub fn set_max_connections(&self, max: usize) {
+        self.max_connections.set(i64::try_from(max).unwrap_or(i64::MAX));
     }
 
     /// Clients that one listener does not let in.

@@ -130,6 +130,7 @@ impl Running {
     pub(super) async fn apply(&mut self, plan: Plan) -> Result<(), AppError> {
         let Plan { config, closed, sockets, admin, budget, takes_over } = plan;
         self.base.total.set_max(budget.connections);
+        self.base.metrics.set_max_connections(budget.connections);
 
         let mut old = mem::take(&mut self.pools);
         for pool in &config.pools {

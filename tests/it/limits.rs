@@ -162,6 +162,7 @@ fn clients_beyond_a_limit_are_reset_and_counted_and_told_of_once() {
     let _inside = [served(&rolegate), served(&rolegate)];
     assert!(is_reset(rolegate.client()));
     assert_eq!(refused(&rolegate, "max_connections"), 1.0);
+    assert_eq!(rolegate.metric("rolegate_max_connections"), 2.0);
 }
 
 #[test]
