@@ -120,14 +120,7 @@ impl Reloader {
                 let changes = told(&changes, "; ");
                 info!(changes, "took over a file that the config names");
             }
-            // It may be half written. The next look comes soon.
-            Err(errors) => {
-                if !self.failing {
-                    let advice = "what was read before goes on; mend the file, which is looked at every second";
-                    warn!(errors, advice, "cannot take over a file that the config names");
-                }
-                self.failing = true;
-            }
+            Err(errors) => self.tell_failed(&errors),
         }
         Ok(())
     }
@@ -136,13 +129,27 @@ impl Reloader {
     pub(super) async fn renew_pools(&mut self, running: &mut Running) {
         let (file, text) = (self.file.clone(), self.config.source.text.clone());
         let read = spawn_blocking(move || Config::parse(&file, &text));
-        // What cannot be read yet is tried again soon.
-        if let Ok(Ok(Ok(new))) = timeout(PATIENCE, read).await {
-            running.change_pools(&new).await;
-            let changes = self.config.changes(&new).join("; ");
-            info!(changes, "took over a file that the config names");
-            self.config = new;
+        match timeout(PATIENCE, read).await {
+            Ok(Ok(Ok(new))) => {
+                running.change_pools(&new).await;
+                let changes = self.config.changes(&new).join("; ");
+                info!(changes, "took over a file that the config names");
+                self.config = new;
+                self.failing = false;
+            }
+            Ok(Ok(Err(errors))) => self.tell_failed(&errors.to_string()),
+            Ok(Err(_)) | Err(_) => self.tell_failed("it was not read in time"),
         }
+    }
+
+    /// It may be half written. The next look comes soon.
+    fn tell_failed(&mut self, errors: &str) {
+        if !self.failing {
+            let advice =
+                "what was read before goes on; mend the file, which is looked at every second";
+            warn!(errors, advice, "cannot take over a file that the config names");
+        }
+        self.failing = true;
     }
 
     async fn change(

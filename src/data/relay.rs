@@ -171,6 +171,10 @@ impl<'a, C: Side, B: Side> Relay<'a, C, B> {
             }
             *stalled = None;
         }
+        // The check may have come before the next look.
+        if let Some(timers) = &mut self.timers {
+            timers.stalled = None;
+        }
         true
     }
 
