@@ -28,25 +28,51 @@ const LOG_GAP: Duration = Duration::from_secs(1);
 /// What of an accept rate may come at once: this share of a second.
 const BURST: Duration = Duration::from_millis(100);
 
+/// How many are in.
+#[derive(Debug, Default)]
+struct Count {
+    open: AtomicUsize,
+    empty: Notify,
+}
+
+impl Count {
+    /// Adds one, unless there are `max`.
+    fn enter(&self, max: usize) -> bool {
+        // Never beyond, so that the last one who leaves sees that it is the last.
+        let more = |open| (open < max).then_some(open + 1);
+        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn leave(&self) {
+        if self.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.empty.notify_one();
+        }
+    }
+
+    /// Waits until nobody is in. For one task only.
+    async fn wait_empty(&self) {
+        while self.open.load(Ordering::Relaxed) > 0 {
+            self.empty.notified().await;
+        }
+    }
+}
+
 /// The clients of all listeners.
 #[derive(Debug)]
 pub struct Total {
-    open: AtomicUsize,
+    count: Count,
     max: AtomicUsize,
-    empty: Notify,
 }
 
 impl Total {
     /// Lets so many in.
     pub fn new(max: usize) -> Self {
-        Self { open: AtomicUsize::new(0), max: AtomicUsize::new(max), empty: Notify::new() }
+        Self { count: Count::default(), max: AtomicUsize::new(max) }
     }
 
     /// Waits until nobody is in. For one task only.
     pub async fn wait_empty(&self) {
-        while self.open.load(Ordering::Relaxed) > 0 {
-            self.empty.notified().await;
-        }
+        self.count.wait_empty().await;
     }
 
     /// From now on so many; those who are in stay.
@@ -60,8 +86,7 @@ impl Total {
 pub struct Gate {
     listener: Arc<str>,
     total: Arc<Total>,
-    open: AtomicUsize,
-    empty: Notify,
+    count: Count,
     closed: AtomicBool,
     /// How many there are from each address. Only counted where that is limited.
     sources: Mutex<HashMap<IpAddr, u32>>,
@@ -85,8 +110,7 @@ impl Gate {
         Self {
             listener,
             total,
-            open: AtomicUsize::new(0),
-            empty: Notify::new(),
+            count: Count::default(),
             closed: AtomicBool::new(false),
             sources: Mutex::default(),
             opened: Instant::now(),
@@ -99,30 +123,24 @@ impl Gate {
     /// Takes a client in, who has to [`Self::leave`].
     pub(super) fn enter(&self, rules: &Admission) -> Result<(), Refusal> {
         let max = rules.max_connections.map_or(usize::MAX, as_size);
-        if !take_place(&self.open, max) {
+        if !self.count.enter(max) {
             return Err(Refusal::ListenerMaxConnections);
         }
-        if !take_place(&self.total.open, self.total.max.load(Ordering::Relaxed)) {
-            self.open.fetch_sub(1, Ordering::Relaxed);
+        if !self.total.count.enter(self.total.max.load(Ordering::Relaxed)) {
+            self.count.leave();
             return Err(Refusal::MaxConnections);
         }
         Ok(())
     }
 
     pub(super) fn leave(&self) {
-        let total = &self.total;
-        for (open, empty) in [(&total.open, &total.empty), (&self.open, &self.empty)] {
-            if open.fetch_sub(1, Ordering::Relaxed) == 1 {
-                empty.notify_one();
-            }
-        }
+        self.total.count.leave();
+        self.count.leave();
     }
 
     /// Waits until nobody is in. For one task only.
     pub async fn wait_empty(&self) {
-        while self.open.load(Ordering::Relaxed) > 0 {
-            self.empty.notified().await;
-        }
+        self.count.wait_empty().await;
     }
 
     /// Clients may wait for a backend no longer. Those who do are let go with the next wake of the
@@ -194,13 +212,6 @@ impl Gate {
         let (reason, advice) = (refusal.as_str(), refusal.advice());
         warn!(listener, client, refused, reason, advice, "client refused");
     }
-}
-
-/// Adds one, unless there are `max`.
-fn take_place(count: &AtomicUsize, max: usize) -> bool {
-    // Never beyond, so that the last one who leaves sees that it is the last.
-    let more = |open| (open < max).then_some(open + 1);
-    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
 }
 
 fn as_size(count: NonZero<u32>) -> usize {
