@@ -5,6 +5,7 @@
 mod forget;
 mod handles;
 mod reason;
+mod untold;
 
 use std::{
     collections::HashMap,
@@ -22,6 +23,7 @@ pub use self::{
         BackendMetrics, ListenerMetrics, Moved, PoolMetrics, RefusalMetrics, SentinelMetrics, Tally,
     },
     reason::{CloseReason, Refusal},
+    untold::Untold,
 };
 use crate::topology::{Failure, Hint, Role, Rule};
 

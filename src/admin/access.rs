@@ -1,10 +1,6 @@
 //! Who may change something over HTTP.
 
-use std::{
-    net::IpAddr,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::net::IpAddr;
 
 use hyper::{
     StatusCode,
@@ -13,25 +9,16 @@ use hyper::{
 };
 use secrecy::{ExposeSecret, SecretSlice};
 use subtle::ConstantTimeEq;
-use tokio::time::Instant;
 use tracing::warn;
 
-/// Refused requests are logged at the most once in so long.
-const LOG_GAP: Duration = Duration::from_secs(1);
+use crate::metrics::Untold;
 
 /// Who may change something; by default nobody. Its Debug output shows no token.
 #[derive(Debug, Default)]
 pub struct Access {
     token: Option<SecretSlice<u8>>,
     local: bool,
-    refused: Mutex<Refused>,
-}
-
-/// Refused requests that no log line tells of yet.
-#[derive(Debug, Default)]
-struct Refused {
-    logged: Option<Instant>,
-    since: u64,
+    refused: Untold,
 }
 
 /// Why a request may not change anything.
@@ -75,7 +62,7 @@ impl Denial {
 impl Access {
     /// With a token, whoever shows it. Without one, whoever reaches an address that is `local`.
     pub fn new(token: Option<SecretSlice<u8>>, local: bool) -> Self {
-        Self { token, local, refused: Mutex::default() }
+        Self { token, local, refused: Untold::default() }
     }
 
     /// Whether this request may change something.
@@ -92,13 +79,9 @@ impl Access {
     }
 
     fn log(&self, denial: &Denial, peer: &str) {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.since += 1;
-        if refused.logged.is_some_and(|at| at.elapsed() < LOG_GAP) {
+        let Some(requests) = self.refused.tell() else {
             return;
-        }
-        let requests = std::mem::take(&mut refused.since);
-        refused.logged = Some(Instant::now());
+        };
         let (why, advice) = match denial {
             Denial::Token => (
                 "token",

@@ -18,12 +18,9 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    metrics::{Refusal, RefusalMetrics},
+    metrics::{Refusal, RefusalMetrics, Untold},
     topology::Admission,
 };
-
-/// Refused clients have one log line in so long.
-const LOG_GAP: Duration = Duration::from_secs(1);
 
 /// What of an accept rate may come at once: this share of a second.
 const BURST: Duration = Duration::from_millis(100);
@@ -93,15 +90,8 @@ pub struct Gate {
     opened: Instant,
     /// Before this the accept rate lets nobody in, in microseconds since it was opened.
     next: AtomicU64,
-    refusals: Mutex<Refusals>,
+    refusals: Untold,
     metrics: RefusalMetrics,
-}
-
-/// Those that no log line has told of.
-#[derive(Debug, Default)]
-struct Refusals {
-    untold: u64,
-    told: Option<Instant>,
 }
 
 impl Gate {
@@ -115,7 +105,7 @@ impl Gate {
             sources: Mutex::default(),
             opened: Instant::now(),
             next: AtomicU64::new(0),
-            refusals: Mutex::default(),
+            refusals: Untold::default(),
             metrics,
         }
     }
@@ -200,13 +190,9 @@ impl Gate {
     /// Counts a client that may not come in, and tells of it now and then.
     pub(super) fn refuse(&self, refusal: Refusal, source: Option<IpAddr>) {
         self.metrics.refused(refusal);
-        let mut refusals = lock(&self.refusals);
-        refusals.untold += 1;
-        if refusals.told.is_some_and(|told| told.elapsed() < LOG_GAP) {
+        let Some(refused) = self.refusals.tell() else {
             return;
-        }
-        refusals.told = Some(Instant::now());
-        let refused = std::mem::take(&mut refusals.untold);
+        };
         let client = source.map_or_else(|| "unix".to_owned(), |ip| ip.to_canonical().to_string());
         let listener = &*self.listener;
         let (reason, advice) = (refusal.as_str(), refusal.advice());

@@ -1,30 +1,22 @@
 //! The TLS handshake with a new client, and what its failure means.
 
-use std::{
-    fmt, io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use rustls::{AlertDescription, Error, ServerConfig};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tracing::warn;
 
 use crate::{
-    metrics::CloseReason,
+    metrics::{CloseReason, Untold},
     net::{
         self, Peer,
         tls::{self, Stream},
     },
 };
-
-/// Log lines about clients that cannot be talked to are so far apart; the next one has the number of
-/// those that were left out.
-const LOG_GAP: Duration = Duration::from_secs(1);
 
 /// For the last words to a client that is not understood.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -144,27 +136,21 @@ fn judge(error: &io::Error) -> (CloseReason, String) {
 #[derive(Debug)]
 pub struct Log {
     listener: Arc<str>,
-    last: Mutex<(Option<Instant>, u64)>,
+    untold: Untold,
 }
 
 impl Log {
     /// Has written nothing yet.
     pub fn new(listener: Arc<str>) -> Self {
-        Self { listener, last: Mutex::default() }
+        Self { listener, untold: Untold::default() }
     }
 
     /// Writes a line, unless one was written just before.
     pub(super) fn failed(&self, peer: Peer, reason: CloseReason, words: &str) {
-        let left_out = {
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            let (at, left_out) = &mut *last;
-            if at.is_some_and(|at| at.elapsed() < LOG_GAP) {
-                *left_out += 1;
-                return;
-            }
-            *at = Some(Instant::now());
-            std::mem::take(left_out)
+        let Some(failed) = self.untold.tell() else {
+            return;
         };
+        let left_out = failed - 1;
         let advice = match reason {
             CloseReason::PlainOnTls => "the client has to speak TLS here, or use a plain listener",
             CloseReason::TlsOnPlain => {
